@@ -1,0 +1,136 @@
+"""From params and data to the parts of a run, and from a finished run to its outputs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nima import pretrained, splits, tracking
+from nima.batches import Stream, TrainingBatches, evenly_spread, scoring_windows, steps_of, training_batches
+from nima.checkpoint import run_fingerprint, sha256_of
+from nima.decoder import Decoder, DecoderConfig, init_parameters
+from nima.errors import UserError
+from nima.evaluation.likelihood import Scorer
+from nima.params import Params
+from nima.tokenizer import Tokenizer
+from nima.tokens import Tokens
+from nima.tracking import Row
+from nima.training import Result, Run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run is made of."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    batches: TrainingBatches
+    scorer: Scorer
+    total_steps: int
+
+
+def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: Path, split: Path) -> Recipe:
+    """Read the inputs of the train stage and build the freshly initialised model on `device`."""
+    settings = params.training
+    words, text, parts = Tokenizer.load(tokenizer), Tokens.open(tokens), splits.load(split)
+    model = Decoder(DecoderConfig(vocab_size=words.vocab_size, **params.model.shape()))
+    init_parameters(model, settings.seed)
+    batches = training_batches(
+        text,
+        parts["train"],
+        seed=settings.seed,
+        block_tokens=settings.block_tokens,
+        batch_tokens=settings.batch_tokens,
+    )
+    scorer = scorer_of(
+        text,
+        parts["validation"],
+        words,
+        window_tokens=settings.block_tokens,
+        stride_tokens=settings.block_tokens,
+        max_tokens=settings.validation_max_tokens,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        precision=settings.precision,
+    )
+    total_steps = steps_of(settings.max_steps, settings.max_epochs, batches)
+    if settings.warmup_steps >= total_steps:
+        raise UserError(
+            f"training.warmup_steps: {settings.warmup_steps} must be below the run's {total_steps} steps"
+        )
+    return Recipe(model.to(device), words, batches, scorer, total_steps)
+
+
+def scorer_of(
+    tokens: Tokens,
+    documents: NDArray[np.int64],
+    tokenizer: Tokenizer,
+    *,
+    window_tokens: int,
+    stride_tokens: int,
+    max_tokens: int | None,
+    micro_batch_tokens: int,
+    precision: str,
+) -> Scorer:
+    """Scores a split's documents, all of them or at most `max_tokens` spread evenly."""
+    stream = Stream(tokens, documents)
+    windows = evenly_spread(scoring_windows(stream.num_tokens, window_tokens, stride_tokens), max_tokens)
+    return Scorer(
+        stream=stream,
+        windows=windows,
+        end_of_text=tokenizer.end_of_text,
+        token_bytes=tokenizer.token_bytes(),
+        sources=tokens.sources,
+        micro_batch_tokens=micro_batch_tokens,
+        precision=precision,
+    )
+
+
+def what_decides_the_result(params: Params, inputs: str, device: torch.device) -> dict[str, Any]:
+    """All that a run's weights depend on; a run continues only from checkpoints with the same."""
+    return {
+        "model": params.model.model_dump(),
+        "training": params.training.model_dump(),
+        "inputs_sha256": inputs,
+        "torch": torch.__version__,
+        "device": device.type,
+    }
+
+
+def run_path(checkpoints: Path, parts: dict[str, Any]) -> Path:
+    return checkpoints / run_fingerprint(parts)[:16]
+
+
+def write_outputs(recipe: Recipe, params: Params, run: Run, result: Result, *, model: Path, last: Path) -> None:
+    """The kept and the last weights as Hugging Face folders, metrics/train.json and the pictures."""
+    best, final = result.best_weights, recipe.model.state_dict()
+    for folder, weights in ((model, best if params.training.keep == "best" else final), (last, final)):
+        words = recipe.tokenizer
+        pretrained.save(recipe.model, weights, folder, end_of_text=words.end_of_text, pad=words.pad)
+        words.save(folder, context_tokens=recipe.model.config.context_tokens)
+    tracking.draw_curves("train", result.state.rows)
+    run.live.finish(summary_of(recipe, result))
+    run.folder.finish(sha256_of(model / "model.safetensors"))
+
+
+def summary_of(recipe: Recipe, result: Result) -> Row:
+    """What metrics/train.json says beside the latest value of each curve."""
+    state = result.state
+    best = state.best or {"step": None, "value": None}
+    return {
+        "best": {"step": best["step"], "value": best["value"]},
+        "stopped_early": result.stopped_early,
+        "skipped_updates": state.skipped_updates,
+        "parameters": recipe.model.num_parameters(),
+        "tokens_per_epoch": recipe.batches.stream.num_tokens,
+        "epochs": state.step * recipe.batches.blocks_per_batch / recipe.batches.blocks_per_epoch,
+    }
+
+
+def timing_of(recipe: Recipe, result: Result) -> Row:
+    """Clock figures of the updates done by this process; a resumed run counts only its own."""
+    tokens = (result.state.step - result.first_step) * recipe.batches.blocks_per_batch
+    tokens *= recipe.batches.block_tokens
+    return {"training_seconds": result.seconds, "tokens_per_second": tokens / max(result.seconds, 1e-9)}

@@ -1,0 +1,85 @@
+"""Where and how fast a stage runs: never what it computes.
+
+Settings come from the environment, or from a git-ignored `.env` in the project's root:
+
+NIMA_DEVICE   cpu, cuda or auto (default)
+NIMA_THREADS  threads for arithmetic (default: the physical cores this process may use)
+NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from nima.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: str
+    threads: int
+    scratch: Path
+    """State of unfinished work, git-ignored and unknown to DVC. Shared by temporary experiment runs."""
+    packages: Path
+    """Downloaded packages by name and version."""
+
+
+def load(root: Path) -> Runtime:
+    """The runtime of a stage that runs in `root`. Raises `UserError` on an unusable setting."""
+    settings = dotenv(root / ".env") | {key: value for key, value in os.environ.items() if value}
+    # A temporary or queued experiment runs in a copy that is deleted afterwards: what must outlive it
+    # goes to the main workspace, which DVC names.
+    workspace = Path(settings.get("DVC_ROOT", root)).resolve()
+    scratch = workspace / ".nima"
+    device = settings.get("NIMA_DEVICE", "auto")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"NIMA_DEVICE: expected auto, cpu or cuda, found {device!r}")
+    return Runtime(
+        device=device,
+        threads=thread_count(settings.get("NIMA_THREADS")),
+        scratch=scratch,
+        packages=Path(settings.get("NIMA_CACHE", scratch / "packages")),
+    )
+
+
+def thread_count(setting: str | None) -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if setting is None:
+        return min(usable, psutil.cpu_count(logical=False) or usable)
+    if not setting.isdecimal() or int(setting) < 1:
+        raise UserError(f"NIMA_THREADS: expected a whole number of at least 1, found {setting!r}")
+    return int(setting)
+
+
+def dotenv(path: Path) -> dict[str, str]:
+    """KEY=value lines; `#` starts a comment line. A missing file is an empty one."""
+    if not path.is_file():
+        return {}
+    settings = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        key, separator, value = line.removeprefix("export ").partition("=")
+        if not separator:
+            raise UserError(f"{path}:{number}: expected KEY=value, found {line.split()[0]!r}")
+        settings[key.strip()] = value.strip().strip("\"'")
+    return settings
+
+
+def set_up_torch(runtime: Runtime) -> "torch.device":
+    """Apply device, threads and deterministic arithmetic to torch; returns the device to compute on."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if runtime.device == "cuda" and not available:
+        raise UserError("NIMA_DEVICE: found cuda, but no CUDA device is available; set cpu or auto")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(runtime.threads)
+    return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")

@@ -1,0 +1,66 @@
+"""What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nima import params as params_schema
+from nima import runtime as runtime_settings
+from nima.errors import EXIT_INTERRUPTED, InputsChangedError, UserError
+from nima.inputs import guard_inputs
+from nima.params import Params
+from nima.runtime import Runtime
+from nima.signals import die_with_parent
+from nima.tracking import write_timing
+
+PARAMS = Path("params.yaml")
+Story = Callable[[Params, Runtime], dict[str, float] | None]
+"""A stage's main function: does the work in the current folder, may return clock figures of its own."""
+
+
+def run_stage(name: str, story: Story) -> None:
+    """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted."""
+    try:
+        die_with_parent()
+        tell_time(name, story)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def tell_time(name: str, story: Story) -> None:
+    started = time.perf_counter()
+    params = params_schema.load(PARAMS)
+    runtime = runtime_settings.load(Path.cwd())
+    with guard_inputs(params_schema.stage_dependencies(Path("dvc.yaml"), name)):
+        try:
+            figures = story(params, runtime) or {}
+        except PermissionError as error:
+            raise UserError(f"{error.filename}: cannot be written or read: {error.strerror}") from None
+    # DVC records the params as they are when the stage ends.
+    if params_schema.load(PARAMS).model_dump(exclude={"run"}) != params.model_dump(exclude={"run"}):
+        raise InputsChangedError(f"{PARAMS}: changed while the stage ran; run again")
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = time.perf_counter() - started
+    write_timing(name, {"seconds": seconds, "peak_memory_bytes": peak_bytes} | figures)
+
+
+def rewritten(folder: Path) -> Path:
+    """An output folder, emptied: outputs are rewritten whole. Raises `UserError` if it can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                path.unlink()
+        if not os.access(folder, os.W_OK):
+            raise PermissionError
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or 'no permission'}") from None
+    return folder
