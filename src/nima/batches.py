@@ -23,10 +23,17 @@ FEISTEL_ROUNDS = 4
 class TokenizedDocuments(Protocol):
     """What is read of the documents: `nima.tokens.Tokens`, or anything with its shape."""
 
-    num_documents: int
-    lengths: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    ids: Sequence[str]
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+
+    @property
+    def weights(self) -> NDArray[np.float64]: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
 
     def document(self, index: int) -> NDArray[np.integer]: ...
 
@@ -50,8 +57,10 @@ class Stream:
         self.ends = np.cumsum(tokens.lengths[documents])
         self.num_tokens = int(self.ends[-1]) if len(documents) else 0
 
-    def read(self, start: int, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-        """Ids, whether each is trained, and each one's document, from `start`; past the end it wraps round."""
+    def read(
+        self, start: int, num_tokens: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """From `start`, past the end it wraps round: ids, whether each is trained, each one's document."""
         ids = np.empty(num_tokens, dtype=np.int64)
         trained = np.empty(num_tokens, dtype=np.bool_)
         document_of = np.empty(num_tokens, dtype=np.int64)
@@ -132,7 +141,12 @@ class TrainingBatches:
 
 
 def training_batches(
-    tokens: TokenizedDocuments, documents: NDArray[np.int64], *, seed: int, block_tokens: int, batch_tokens: int
+    tokens: TokenizedDocuments,
+    documents: NDArray[np.int64],
+    *,
+    seed: int,
+    block_tokens: int,
+    batch_tokens: int,
 ) -> TrainingBatches:
     """The batches of a split. Raises `UserError` when the split does not fill one block."""
     stream = Stream(tokens, training_order(tokens, documents, seed))

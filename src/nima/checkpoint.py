@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from torch import Tensor
 from nima.errors import CheckpointError, UserError
 
 MANIFEST = "manifest.json"
+FINISHED = "finished.json"
+VERSION = 1
+FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
 # Room that is left alone beyond a checkpoint's own size: JSON, file system bookkeeping.
 SPARE_BYTES = 1_000_000
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,9 +54,6 @@ def run_fingerprint(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-FINISHED = "finished.json"
-
-
 class RunFolder:
     """The checkpoints of one run. Use inside `open_run`, which holds the lock."""
 
@@ -61,9 +62,13 @@ class RunFolder:
         self.keep = keep
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then drop the oldest beyond `keep`. Raises `UserError` when the disk is full."""
+        """Write a checkpoint, then drop the oldest beyond `keep`. Raises `UserError` when the disk is full.
+
+        Tied weights share memory, which the format refuses: name them once.
+        """
         final = self.step_path(checkpoint.step)
         partial = final.with_name(f"partial-{final.name}")
+        replaced = final.with_name(f"partial-replaced-{final.name}")
         size = num_bytes(checkpoint.model) + num_bytes(checkpoint.optimizer)
         with self.room_for(size, f"the checkpoint of step {checkpoint.step}", partial):
             partial.mkdir(parents=True)
@@ -73,10 +78,11 @@ class RunFolder:
             write_json(partial / MANIFEST, manifest_of(partial))
             sync_folder(partial)
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(replaced)
             partial.rename(final)
             sync_folder(self.path)
-        self.prune()
+        remove(replaced)
+        self.prune(checkpoint.step)
 
     def load_newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; `warn` hears about each broken one that is passed over."""
@@ -111,9 +117,11 @@ class RunFolder:
         store the outputs, the run is not lost."""
         write_json(self.path / FINISHED, {"model_sha256": model_sha256})
 
-    def prune(self) -> None:
-        steps = sorted(self.path.glob("step-*"))
-        for path in steps[: -self.keep]:
+    def prune(self, step: int) -> None:
+        """Drop all but the newest `keep` up to `step`; later ones were passed over, so they are broken."""
+        found = sorted(self.path.glob("step-*"))
+        steps = [path for path in found if path <= self.step_path(step)]
+        for path in set(found) - set(steps[-self.keep :]):
             shutil.rmtree(path)
         referenced = set()
         for path in steps[-self.keep :]:
@@ -139,7 +147,7 @@ class RunFolder:
             yield
         except (OSError, SafetensorError) as error:
             remove(partial)
-            if getattr(error, "errno", None) in DISK_FULL or "os error 28" in str(error).lower():
+            if error_number(error) in DISK_FULL:
                 raise self.disk_full(what, "the disk filled up while it was written") from None
             raise
 
@@ -168,19 +176,31 @@ def open_run(path: Path, parts: dict[str, Any], keep: int) -> Iterator[RunFolder
                 f"{path}: another trainer (pid {lock.read().strip() or 'unknown'}) is running this very run; "
                 "wait for it, or stop it first"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
         for leftover in path.glob("partial-*"):
             remove(leftover)
-        write_json(path / "run.json", parts)
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            write_json(path / "run.json", parts)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written: {error.strerror}; free some room and run again"
+            ) from None
         yield RunFolder(path, keep)
 
 
 def drop_finished(runs: Path, model_sha256: str) -> None:
-    """Delete the finished runs whose exported model is the given one, now that DVC holds it."""
+    """Delete the finished runs whose exported model is the given one, now that DVC holds it.
+
+    A run that a trainer has taken up again is left alone.
+    """
     for marker in runs.glob(f"*/{FINISHED}"):
-        with contextlib.suppress(OSError, ValueError):
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+            (marker.parent / "lock").open("a", encoding="utf-8") as lock,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if json.loads(marker.read_text(encoding="utf-8"))["model_sha256"] == model_sha256:
                 shutil.rmtree(marker.parent)
 
@@ -188,23 +208,29 @@ def drop_finished(runs: Path, model_sha256: str) -> None:
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint's folder. Raises `CheckpointError` saying which file is wrong."""
     verify(path)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(
-        step=state["step"],
-        model=load_file(path / "model.safetensors"),
-        optimizer=load_file(path / "optimizer.safetensors"),
-        state=state,
-    )
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return Checkpoint(
+            step=state["step"],
+            model=load_file(path / "model.safetensors"),
+            optimizer=load_file(path / "optimizer.safetensors"),
+            state=state,
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not written by Nima: {' '.join(str(error).split())}") from None
 
 
 def verify(path: Path) -> None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        whole = manifest["version"] == VERSION and listed.keys() == FILES
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no {MANIFEST}, so the checkpoint was never finished") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path / MANIFEST}: damaged") from None
+    if not whole:
+        raise CheckpointError(f"{path / MANIFEST}: damaged, or of another version")
     for name, (size, sha256) in listed.items():
         file = path / name
         if not file.is_file():
@@ -220,11 +246,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
-    return {"version": 1, "files": files}
+    return {"version": VERSION, "files": files}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Tied weights share memory, which the format refuses: the model's state names them once.
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     sync_file(path)
 
@@ -234,6 +259,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         json.dump(content, file, indent=1, allow_nan=True)
         file.write("\n")
     sync_file(path)
+
+
+def error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error; safetensors only tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def num_bytes(tensors: dict[str, Tensor]) -> int:

@@ -177,6 +177,9 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
@@ -241,7 +244,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         weight = weight_VD.to(x_ND.dtype)
         needs_gradient = x_ND.requires_grad or weight_VD.requires_grad
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
@@ -262,7 +265,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         x_grad, weight_grad = ctx.saved_tensors
         return (x_grad * scale).to(ctx.dtype), weight_grad * scale, None
 
@@ -294,7 +297,7 @@ def init_parameters(model: Decoder, seed: int) -> None:
     """Give every parameter its initial value; a parameter that no rule names is a bug.
 
     Outputs of sub-layers and the head begin at zero, so that the first steps only move what is certain
-    (the residual stream begins as the embedding, the first loss is exactly ln V).
+    (the residual stream begins as the embedding; with a head of its own, the first loss is exactly ln V).
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix to each of a batch (K, rows, columns), to about 30 %, in bfloat16."""
+    """The nearest semi-orthogonal matrix to each of a batch (K, rows, columns), to some 30 %, in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -164,7 +164,9 @@ class Optimizer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
+                    # A copy, because what is loaded from a file is a map of the file. (Fused AdamW counts its
+                    # steps on the parameter's device.)
                     optimizer.state[parameter] = {
-                        entry: value.to(parameter.device if entry != "step" else "cpu")
+                        entry: value.to(parameter.device, copy=True)
                         for entry, value in by_name[self.names[id(parameter)]].items()
                     }

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from nima import presets
 from nima.errors import ParamsError
@@ -20,6 +22,8 @@ from nima.errors import ParamsError
 Ratio = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# What every random generator takes, also after the products that seeds go through.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -30,8 +34,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("cross_field", "{message}", {"message": message})
+def refuse(problems: list[tuple[str, str]]) -> None:
+    """Report what is wrong with a section as a whole, if anything: pairs of key ("" for all) and message."""
+    if problems:
+        raise PydanticCustomError("cross_field", "does not agree with itself", {"problems": problems})
 
 
 # --------------------------------------------------------------------------------------------- prepare
@@ -63,7 +69,7 @@ class SourceParams(Section):
     @model_validator(mode="after")
     def names_one_place(self) -> Self:
         if (self.path is None) == (self.package is None):
-            raise wrong("needs exactly one of 'path' and 'package'")
+            refuse([("", "needs exactly one of 'path' and 'package'")])
         return self
 
 
@@ -86,11 +92,10 @@ class PrepareParams(Section):
 
     @model_validator(mode="after")
     def agrees_with_itself(self) -> Self:
-        names = [source.name for source in self.sources]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise wrong(f"source names must differ, found twice: {', '.join(repeated)}")
+        problems = repeated_names("sources", [source.name for source in self.sources])
         if self.min_chars > self.max_chars:
-            raise wrong(f"min_chars ({self.min_chars}) must not exceed max_chars ({self.max_chars})")
+            problems += [("min_chars", f"{self.min_chars} must not exceed max_chars ({self.max_chars})")]
+        refuse(problems)
         return self
 
 
@@ -104,9 +109,16 @@ class TokenizeParams(Section):
     loss_on: Literal["assistant", "all"] = "all"
     max_shard_tokens: PositiveInt = 500_000_000
 
+    @model_validator(mode="after")
+    def vocabulary_can_pass_its_gate(self) -> Self:
+        if self.min_vocab_size > self.vocab_size:
+            message = f"{self.min_vocab_size} must not exceed vocab_size ({self.vocab_size})"
+            refuse([("min_vocab_size", message)])
+        return self
+
 
 class SplitParams(Section):
-    seed: NonNegativeInt
+    seed: Seed
     train: Ratio
     validation: Ratio
     test: Ratio
@@ -115,7 +127,7 @@ class SplitParams(Section):
     def ratios_add_to_one(self) -> Self:
         total = self.train + self.validation + self.test
         if not math.isclose(total, 1.0, abs_tol=1e-9):
-            raise wrong(f"train + validation + test must be 1, found {total:g}")
+            refuse([("", f"train + validation + test must be 1, found {total:g}")])
         return self
 
 
@@ -142,19 +154,22 @@ class ModelParams(Section):
     @classmethod
     def preset_exists(cls, preset: str) -> str:
         if preset not in presets.PRESETS:
-            raise wrong(f"unknown preset {preset!r}{nearest(preset, list(presets.PRESETS))}")
+            refuse([("", f"unknown preset {preset!r}{nearest(preset, list(presets.PRESETS))}")])
         return preset
 
     @model_validator(mode="after")
     def heads_fit(self) -> Self:
         shape = self.shape()
         width, heads, kv_heads = shape["width"], shape["num_heads"], shape["num_kv_heads"]
+        problems = []
         if width % heads:
-            raise wrong(f"num_heads ({heads}) must divide width ({width})")
-        if (width // heads) % 2:
-            raise wrong(f"width / num_heads ({width // heads}) must be even: rotary positions turn pairs")
+            problems += [("num_heads", f"{heads} must divide width ({width})")]
+        elif (width // heads) % 2:
+            message = f"{width} / num_heads ({heads}) must be even: rotary positions turn pairs"
+            problems += [("width", message)]
         if heads % kv_heads:
-            raise wrong(f"num_kv_heads ({kv_heads}) must divide num_heads ({heads})")
+            problems += [("num_kv_heads", f"{kv_heads} must divide num_heads ({heads})")]
+        refuse(problems)
         return self
 
     def shape(self) -> dict[str, Any]:
@@ -172,7 +187,7 @@ class EarlyStoppingParams(Section):
 
 
 class TrainingParams(Section):
-    seed: NonNegativeInt
+    seed: Seed
     max_steps: PositiveInt | None = None
     max_epochs: PositiveFloat | None = None
     block_tokens: Annotated[int, Field(ge=2)]
@@ -201,20 +216,18 @@ class TrainingParams(Section):
 
     @model_validator(mode="after")
     def agrees_with_itself(self) -> Self:
+        problems = []
         if (self.max_steps is None) == (self.max_epochs is None):
-            raise wrong("needs exactly one of max_steps and max_epochs")
+            problems += [("", "needs exactly one of max_steps and max_epochs")]
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
-            raise wrong(f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})")
+            problems += [("warmup_steps", f"{self.warmup_steps} must be below max_steps ({self.max_steps})")]
         for key in ("batch_tokens", "micro_batch_tokens"):
-            if getattr(self, key) % self.block_tokens:
-                raise wrong(
-                    f"block_tokens ({self.block_tokens}) must divide {key} ({getattr(self, key)}): "
-                    "a batch holds whole blocks"
-                )
+            if (tokens := getattr(self, key)) % self.block_tokens:
+                problems += [(key, f"{tokens} must be whole blocks of block_tokens ({self.block_tokens})")]
         if self.batch_tokens % self.micro_batch_tokens:
-            raise wrong(
-                f"micro_batch_tokens ({self.micro_batch_tokens}) must divide batch_tokens ({self.batch_tokens})"
-            )
+            message = f"{self.micro_batch_tokens} must divide batch_tokens ({self.batch_tokens})"
+            problems += [("micro_batch_tokens", message)]
+        refuse(problems)
         return self
 
 
@@ -225,13 +238,13 @@ class EvaluateParams(Section):
     window_tokens: Annotated[int, Field(ge=2)]
     stride_tokens: PositiveInt
     micro_batch_tokens: PositiveInt = 8192
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
 
     @model_validator(mode="after")
     def stride_fits(self) -> Self:
         if self.stride_tokens >= self.window_tokens:
-            raise wrong(
-                f"stride_tokens ({self.stride_tokens}) must be below window_tokens ({self.window_tokens})"
-            )
+            message = f"{self.stride_tokens} must be below window_tokens ({self.window_tokens})"
+            refuse([("stride_tokens", message)])
         return self
 
 
@@ -248,21 +261,20 @@ class StrategyParams(Section):
     def beams_do_not_sample(self) -> Self:
         samples = (self.temperature, self.top_k, self.top_p) != (None, None, None)
         if samples and self.num_beams is not None:
-            raise wrong("num_beams excludes temperature, top_k and top_p: beam search does not sample")
+            message = "excludes temperature, top_k and top_p: beam search does not sample"
+            refuse([("num_beams", message)])
         return self
 
 
 class GenerateParams(Section):
-    seed: NonNegativeInt
+    seed: Seed
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     strategies: list[StrategyParams] = Field(min_length=1)
     max_new_tokens: PositiveInt
 
     @model_validator(mode="after")
     def names_differ(self) -> Self:
-        names = [strategy.name for strategy in self.strategies]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise wrong(f"strategy names must differ, found twice: {', '.join(repeated)}")
+        refuse(repeated_names("strategies", [strategy.name for strategy in self.strategies]))
         return self
 
 
@@ -288,18 +300,23 @@ class Params(Section):
     @model_validator(mode="after")
     def sections_agree(self) -> Self:
         context = self.model.shape()["context_tokens"]
+        problems = []
         for key, tokens in (
             ("training.block_tokens", self.training.block_tokens),
             ("evaluate.window_tokens", self.evaluate.window_tokens),
         ):
             if tokens > context:
-                raise wrong(f"{key} ({tokens}) must not exceed the model's context_tokens ({context})")
-        if self.generate.max_new_tokens >= context:
-            raise wrong(
-                f"generate.max_new_tokens ({self.generate.max_new_tokens}) must be below the model's "
-                f"context_tokens ({context})"
-            )
+                problems += [(key, f"{tokens} must not exceed the model's context_tokens ({context})")]
+        if (tokens := self.generate.max_new_tokens) >= context:
+            message = f"{tokens} must be below the model's context_tokens ({context})"
+            problems += [("generate.max_new_tokens", message)]
+        refuse(problems)
         return self
+
+
+def repeated_names(key: str, names: list[str]) -> list[tuple[str, str]]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [(key, f"names must differ, found twice: {', '.join(repeated)}")] if repeated else []
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -311,23 +328,34 @@ def load(path: Path) -> Params:
     try:
         return Params.model_validate(plain(tree))
     except ValidationError as error:
-        raise ParamsError([describe(problem, tree, path) for problem in error.errors()]) from None
+        problems = [line for problem in error.errors() for line in describe(problem, tree, path)]
+        raise ParamsError(problems) from None
 
 
 def parse(path: Path) -> Any:
     try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ParamsError([f"{path}: not found; run from the project's root, where params.yaml lies"]) from None
+        raise ParamsError([f"{path}: not found; run from the project's root, where it lies"]) from None
     except UnicodeDecodeError as error:
-        raise ParamsError([f"{path}: not UTF-8 at byte {error.start}"]) from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ParamsError([f"{path}:{line}: not UTF-8 at byte {error.start}"]) from None
     except OSError as error:
         raise ParamsError([f"{path}: cannot be read: {error.strerror}"]) from None
+    try:
+        tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ParamsError([f"{path}:{line}: not valid YAML: {error.problem}"]) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"control character {chr(error.character)!r}"
+        raise ParamsError([f"{path}:{line}: not valid YAML: {found}"]) from None
+    except (YAMLError, ValueError) as error:  # written like a date or tagged as a number, but none
+        raise ParamsError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(tree, dict):
-        raise ParamsError([f"{path}:1: expected a mapping of sections, found {type(tree).__name__}"])
+        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)
+        raise ParamsError([f"{path}:1: expected a mapping of sections, found {found}"])
     return tree
 
 
@@ -337,26 +365,47 @@ def plain(node: Any) -> Any:
         return {str(key): plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [plain(value) for value in node]
+    if isinstance(node, ScalarBoolean):  # an anchored one; ruamel derives it from int
+        return bool(node)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
     return node
 
 
-def describe(problem: ErrorDetails, tree: Any, path: Path) -> str:
-    """One line: file:line: key: what is wrong, what was found, what would be right."""
+def describe(problem: ErrorDetails, tree: Any, path: Path) -> list[str]:
+    """Lines of the form file:line: key: what is wrong, what was found, what would be right."""
     location = problem["loc"]
-    where = f"{path}:{line_of(location, tree)}: {dotted(location) or 'params'}"
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        known = known_keys(location[:-1])
-        return f"{where}: unknown key{nearest(str(location[-1]), known)}"
-    if kind == "missing":
-        return f"{where}: missing; add it to this section"
-    if kind == "cross_field":
-        return f"{where}: {problem['ctx']['message']}"
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a ").removeprefix("valid ")
-    return f"{where}: expected {expected}, found {problem['input']!r}"
+    if problem["type"] == "cross_field":
+        return [
+            place(location + tuple(key.split(".") if key else ()), tree, path) + message
+            for key, message in problem["ctx"]["problems"]
+        ]
+    return [place(location, tree, path) + what_is_wrong(problem)]
+
+
+def place(location: tuple[int | str, ...], tree: Any, path: Path) -> str:
+    return f"{path}:{line_of(location, tree)}: {dotted(location)}: "
+
+
+def what_is_wrong(problem: ErrorDetails) -> str:
+    location, message = problem["loc"], problem["msg"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key{nearest(str(location[-1]), known_keys(location[:-1]))}"
+        case "missing":
+            return "missing; add it to this section"
+        case "model_type":
+            message = "a mapping of keys"
+        case "string_pattern_mismatch":
+            message = f"text that matches {problem['ctx']['pattern']}"
+    expected = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("valid ")
+    expected = expected.replace("should have ", "of ").replace(" after validation", "")
+    return f"expected {expected[:1].lower()}{expected[1:]}, found {shortened(repr(problem['input']))}"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def line_of(location: tuple[int | str, ...], tree: Any) -> int:
@@ -405,5 +454,5 @@ def stage_dependencies(path: Path, stage: str) -> list[Path]:
     """The files and folders that dvc.yaml names as the stage's inputs; none without such a file."""
     if not path.is_file():
         return []
-    stages = parse(path).get("stages", {})
-    return [Path(str(entry)) for entry in stages.get(stage, {}).get("deps", [])]
+    stages = parse(path).get("stages") or {}
+    return [Path(str(entry)) for entry in (stages.get(stage) or {}).get("deps") or []]

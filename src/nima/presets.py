@@ -33,6 +33,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def resolve(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All fields of a model's shape: the defaults, then the preset's, then the overrides that are not None."""
+    """All fields of a model's shape: the defaults, the preset's, then the overrides that are not None."""
     given = {name: value for name, value in overrides.items() if value is not None}
     return DEFAULTS | PRESETS[preset] | given

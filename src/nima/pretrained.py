@@ -60,9 +60,9 @@ def load(folder: Path) -> Decoder:
     model = Decoder(config)
     weights = read_weights(folder / "model.safetensors")
     expected = {external_name(name, config.mlp): name for name in model.state_dict()}
-    if config.tie_embeddings:
+    if config.tie_embeddings and "model.embed_tokens.weight" in weights:
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    if missing := sorted(set(expected) - set(weights)):
+    if missing := [name for name in expected if name not in weights]:
         raise UserError(f"{folder / 'model.safetensors'}: no tensor named {missing[0]}")
     try:
         model.load_state_dict({expected.get(name, name): tensor for name, tensor in weights.items()})
@@ -128,8 +128,10 @@ def decoder_config(content: dict[str, Any], folder: Path) -> DecoderConfig:
             rope_theta=content["rope_parameters"]["rope_theta"],
             norm_eps=content["rms_norm_eps"],
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: key {error} is missing") from None
+    except TypeError as error:
+        raise UserError(f"{folder / 'config.json'}: not a model's config: {error}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

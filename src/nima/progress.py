@@ -47,7 +47,8 @@ class TrainingProgress:
         last = step == self.total_steps
         if not self.console.is_terminal and (last or step % self.print_every_steps == 0):
             left = (self.total_steps - step) * seconds / max(1, step - self.first_step)
-            print(f"step {step}/{self.total_steps}  {figures}  {left:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
+            line = f"step {step}/{self.total_steps}  {figures}  {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def say(self, line: str) -> None:
         """A line above the bar."""

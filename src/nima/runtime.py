@@ -32,10 +32,10 @@ class Runtime:
 
 def load(root: Path) -> Runtime:
     """The runtime of a stage that runs in `root`. Raises `UserError` on an unusable setting."""
-    settings = dotenv(root / ".env") | {key: value for key, value in os.environ.items() if value}
-    # A temporary or queued experiment runs in a copy that is deleted afterwards: what must outlive it
-    # goes to the main workspace, which DVC names.
-    workspace = Path(settings.get("DVC_ROOT", root)).resolve()
+    # A temporary or queued experiment runs in a copy without git-ignored files that is deleted afterwards:
+    # `.env` and what must outlive the copy lie in the main workspace, which DVC names.
+    workspace = Path(os.environ.get("DVC_ROOT") or root).resolve()
+    settings = dotenv(workspace / ".env") | {key: value for key, value in os.environ.items() if value}
     scratch = workspace / ".nima"
     device = settings.get("NIMA_DEVICE", "auto")
     if device not in ("auto", "cpu", "cuda"):
@@ -44,7 +44,7 @@ def load(root: Path) -> Runtime:
         device=device,
         threads=thread_count(settings.get("NIMA_THREADS")),
         scratch=scratch,
-        packages=Path(settings.get("NIMA_CACHE", scratch / "packages")),
+        packages=workspace / Path(settings.get("NIMA_CACHE", scratch / "packages")).expanduser(),
     )
 
 
@@ -58,18 +58,22 @@ def thread_count(setting: str | None) -> int:
 
 
 def dotenv(path: Path) -> dict[str, str]:
-    """KEY=value lines; `#` starts a comment line. A missing file is an empty one."""
+    """KEY=value lines; `#` starts a comment line. A missing file is an empty one, an empty value is none."""
     if not path.is_file():
         return {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
     settings = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
             continue
         key, separator, value = line.removeprefix("export ").partition("=")
-        if not separator:
-            raise UserError(f"{path}:{number}: expected KEY=value, found {line.split()[0]!r}")
+        if not separator:  # the line is not shown: it may hold a secret
+            raise UserError(f"{path}:{number}: expected KEY=value, found a line without '='")
         settings[key.strip()] = value.strip().strip("\"'")
-    return settings
+    return {key: value for key, value in settings.items() if value}
 
 
 def set_up_torch(runtime: Runtime) -> "torch.device":

@@ -4,7 +4,13 @@ import math
 
 
 def lr_factor(
-    step: int, total_steps: int, *, schedule: str, warmup_steps: int, decay_fraction: float, min_lr_ratio: float
+    step: int,
+    total_steps: int,
+    *,
+    schedule: str,
+    warmup_steps: int,
+    decay_fraction: float,
+    min_lr_ratio: float,
 ) -> float:
     """What the peak learning rate is multiplied by in update `step` (from 0), of `total_steps`.
 

@@ -42,7 +42,7 @@ class StopRequest:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies: a killed `dvc repro` must not leave a trainer behind."""
+    """Ask the kernel for SIGTERM when the parent dies: a killed `dvc repro` must leave no trainer behind."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()

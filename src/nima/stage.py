@@ -1,7 +1,9 @@
 """What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
 
+import errno
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from nima.signals import die_with_parent
 from nima.tracking import write_timing
 
 PARAMS = Path("params.yaml")
+# What the user's machine refuses: a disk that is full or read-only, a folder that is someone else's.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Story = Callable[[Params, Runtime], dict[str, float] | None]
 """A stage's main function: does the work in the current folder, may return clock figures of its own."""
 
@@ -42,8 +46,11 @@ def tell_time(name: str, story: Story) -> None:
     with guard_inputs(params_schema.stage_dependencies(Path("dvc.yaml"), name)):
         try:
             figures = story(params, runtime) or {}
-        except PermissionError as error:
-            raise UserError(f"{error.filename}: cannot be written or read: {error.strerror}") from None
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            place = error.filename or Path.cwd()
+            raise UserError(f"{place}: cannot be written or read: {error.strerror}") from None
     # DVC records the params as they are when the stage ends.
     if params_schema.load(PARAMS).model_dump(exclude={"run"}) != params.model_dump(exclude={"run"}):
         raise InputsChangedError(f"{PARAMS}: changed while the stage ran; run again")
@@ -57,7 +64,9 @@ def rewritten(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.iterdir()):
-            if path.is_file():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
         if not os.access(folder, os.W_OK):
             raise PermissionError

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +60,23 @@ def write_timing(stage: str, figures: dict[str, float]) -> None:
         timing = json.loads(TIMING.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         timing = {}
+    if not isinstance(timing, dict):
+        timing = {}
     timing[stage] = {name: round(value, 3) for name, value in figures.items()}
     partial = TIMING.with_suffix(".partial")
     partial.write_text(json.dumps(dict(sorted(timing.items())), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, TIMING)
+    partial.replace(TIMING)
 
 
 def draw_curves(stage: str, rows: list[Row]) -> None:
     """loss.png, perplexity.png and learning_rate.png in plots/STAGE/."""
     curves = {
         "loss": ("Loss", "nats per token", {"train": "train/loss", "validation": "validation/loss"}),
-        "perplexity": ("Perplexity on the validation split", "perplexity", {"validation": "validation/perplexity"}),
+        "perplexity": (
+            "Perplexity on the validation split",
+            "perplexity",
+            {"validation": "validation/perplexity"},
+        ),
         "learning_rate": ("Learning rate of the matrices", "learning rate", {"learning rate": "train/lr"}),
     }
     for name, (title, label, series) in curves.items():
@@ -85,7 +90,9 @@ def draw_curves(stage: str, rows: list[Row]) -> None:
 def draw_lines(path: Path, title: str, label: str, series: dict[str, list[tuple[float, float]]]) -> None:
     figure, axes = new_figure(title)
     for legend, points in series.items():
-        axes.plot(*zip(*points, strict=True) if points else ([], []), label=legend, marker="." * (len(points) < 40))
+        axes.plot(
+            *zip(*points, strict=True) if points else ([], []), label=legend, marker="." * (len(points) < 40)
+        )
     axes.set(xlabel="step (updates)", ylabel=label)
     axes.legend(frameon=False)
     save_figure(figure, path)

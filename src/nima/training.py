@@ -90,7 +90,7 @@ def train(
     def save() -> None:
         nonlocal saved
         state.stopper, state.scaler = stopper.state(), scaler.state_dict()
-        run.folder.save(Checkpoint(state.step, model.state_dict(), optimizer.tensors(), vars(state)))
+        run.folder.save(Checkpoint(state.step, weights_of(model), optimizer.tensors(), vars(state)))
         saved = time.perf_counter()
 
     def poll() -> None:
@@ -104,25 +104,29 @@ def train(
         poll()
         if validation_due(state, settings, last):
             metrics = total(scorer(model, poll)).metrics()
-            log(run, state, {"step": state.step} | {f"validation/{key}": value for key, value in metrics.items()})
+            log(
+                run,
+                state,
+                {"step": state.step} | {f"validation/{key}": value for key, value in metrics.items()},
+            )
             run.progress.say(
                 f"step {state.step}: validation loss {metrics['loss']:.4f}, "
                 f"{metrics['bits_per_byte']:.4f} bits per byte"
             )
             value = metrics[settings.best_metric]
-            if improves(settings.best_metric, value, state.best and state.best["value"]):
-                state.best = run.folder.save_best(state.step, model.state_dict())
+            if improves(settings.best_metric, value, state.best["value"] if state.best else None):
+                state.best = run.folder.save_best(state.step, weights_of(model))
                 state.best |= {"step": state.step, "value": value}
             stopper(metrics[stopper.metric])
             state.validated_step = state.step
 
         # Save
-        if save_due(state.step, saved, run.settings):
+        done = last or stopper.stops
+        if done or save_due(state.step, saved, run.settings):
             save()
 
         # Stop?
-        if last or stopper.stops:
-            save()
+        if done:
             break
 
         # Update
@@ -182,7 +186,7 @@ def train(
 
     return Result(
         state=state,
-        best_weights=run.folder.load_best(state.best) if state.best else model.state_dict(),
+        best_weights=run.folder.load_best(state.best) if state.best else weights_of(model),
         stopped_early=state.step < total_steps,
         seconds=time.perf_counter() - started,
         first_step=first_step,
@@ -197,7 +201,9 @@ def restore(
     if checkpoint is None:
         return State()
     state = State(**checkpoint.state)
-    model.load_state_dict(checkpoint.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(checkpoint.model[name])
     optimizer.load_tensors(checkpoint.optimizer)
     stopper.load_state(state.stopper)
     if scaler.is_enabled():
@@ -206,6 +212,11 @@ def restore(
         run.live.log_row(row)
     run.progress.say(f"continuing after step {state.step}, from {run.folder.step_path(state.step)}")
     return state
+
+
+def weights_of(model: Decoder) -> dict[str, Tensor]:
+    """The parameters by name; the embedding and a head that is tied to it are one."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def rates_of(settings: TrainingParams) -> Rates:
@@ -220,8 +231,7 @@ def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
 def save_due(step: int, saved: float, settings: RunParams) -> bool:
     by_steps = settings.save_every_steps is not None and step > 0 and step % settings.save_every_steps == 0
     by_time = (
-        settings.save_every_seconds is not None
-        and time.perf_counter() - saved >= settings.save_every_seconds
+        settings.save_every_seconds is not None and time.perf_counter() - saved >= settings.save_every_seconds
     )
     return by_steps or by_time
 
@@ -240,6 +250,6 @@ def non_finite(nats: float, norm: float, batches: TrainingBatches, step: int) ->
     named = [ids[document] for document in batches.documents_of(step)]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return NonFiniteError(
-        f"update {step + 1}: loss sum {nats}, gradient norm {norm}; the weights of step {step} were not touched. "
-        f"Lower training.lr, or look at the batch's documents: {', '.join(named[:5])}{more}"
+        f"update {step + 1}: loss sum {nats}, gradient norm {norm}; the weights of step {step} are "
+        f"untouched. Lower training.lr, or look at the batch's documents: {', '.join(named[:5])}{more}"
     )

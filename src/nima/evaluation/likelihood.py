@@ -51,7 +51,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """Rows of windows, right-padded; arrays are (windows, tokens). `documents` is -1 where nothing is scored."""
+    """Rows of windows, right-padded; arrays are (windows, tokens). `documents` is -1 where none is scored."""
 
     ids: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -61,7 +61,7 @@ class ScoringBatch:
 def scoring_batches(
     stream: Stream, windows: list[Window], end_of_text: int, micro_batch_tokens: int
 ) -> Iterator[ScoringBatch]:
-    """The windows in order, grouped so that a batch holds at most `micro_batch_tokens` (at least one window)."""
+    """The windows in order, in batches of at most `micro_batch_tokens` tokens (at least one window)."""
     longest = max((window.num_tokens for window in windows), default=1)
     per_batch = max(1, micro_batch_tokens // longest)
     for start in range(0, len(windows), per_batch):
@@ -147,7 +147,9 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Te
     for start in range(0, x_ND.shape[0], step):
         targets = targets_N[start : start + step]
         logits = (x_ND[start : start + step] @ weight.T).float()
-        losses.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"))
+        losses.append(
+            torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        )
         correct.append(logits.argmax(dim=-1) == targets)
     return torch.cat(losses), torch.cat(correct)
 

@@ -1,0 +1,52 @@
+# Every target sets up .venv first when it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# Stages and queue workers are started by name: the environment's programs must come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test lint format bench constraints clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,s3]'
+	$(BIN)/python -m nima.provision
+	touch $@
+
+setup: $(READY) ## the environment, the data packages and the plots page; afterwards no network is needed
+
+repro: $(READY) ## run the pipeline: prepare, tokenize, split, train, evaluate, generate_samples
+	dvc repro
+
+test: $(READY) ## run all tests
+	python -m pytest -n 2
+
+lint: $(READY) ## ruff's checks and format, and the type checker
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY) ## put the code into ruff's format
+	ruff check --fix .
+	ruff format .
+
+bench: $(READY) ## measure speed against peers; results are printed
+	python -m benchmarks.pipeline
+
+constraints: ## resolve newest versions anew into constraints.txt, in an environment of its own
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet torch==2.13.0
+	build/constraints/bin/pip install --quiet --editable '.[dev,s3]'
+	head -1 constraints.txt >build/constraints.txt
+	build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f >>build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean: ## remove the environment and unfinished work; DVC's outputs and cache stay
+	rm -rf $(VENV) .nima build

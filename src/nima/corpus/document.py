@@ -1,0 +1,260 @@
+"""Documents and rejected records, and the Parquet folders that hold them.
+
+A folder is written beside its place and moved there whole, so it is never half new. Equal records give
+equal bytes.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nima.errors import UserError
+
+ROW_GROUP_ROWS = 1024
+ROW_GROUP_BYTES = 8_000_000
+DEFAULT_SHARD_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A cleaned document: `text`, or `messages` with an empty `text`."""
+
+    id: str
+    """16 hex characters, from source and key."""
+    source: str
+    key: str
+    """Path inside the source; `#N` marks record N (from 0) of a file with several."""
+    group: str
+    """16 hex characters, from the content: what splits hash."""
+    weight: float
+    licence: str
+    text: str
+    messages: tuple[Message, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A record that became no document, whole and with the reason."""
+
+    id: str
+    source: str
+    key: str
+    reason: str
+    detail: str
+    text: str
+    """The record as it was read; bytes that are no UTF-8 show as `\\xNN`."""
+    raw: bytes | None = None
+    """The record's bytes where `text` cannot hold them."""
+
+
+def document_id(source: str, key: str) -> str:
+    return hashlib.sha256(f"{source}\0{key}".encode()).hexdigest()[:16]
+
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("key", pa.string()),
+        ("group", pa.string()),
+        ("weight", pa.float64()),
+        ("licence", pa.string()),
+        ("text", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+    ]
+)
+REJECTION_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "source", "key", "reason", "detail", "text")]
+    + [("raw", pa.binary())]
+)
+
+RecordType = TypeVar("RecordType", Document, Rejection)
+
+
+class ShardWriter(Generic[RecordType]):
+    """Writes records of one kind into `folder/PREFIX-00000.parquet` and on; use it in a `with`.
+
+    A new shard begins once a shard holds `max_shard_bytes` of text. Leaving the `with` normally replaces
+    `folder`; leaving it by an exception leaves `folder` as it was. Raises `UserError` if it cannot write.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, schema: pa.Schema, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    ) -> None:
+        self.folder, self.prefix, self.schema = folder, prefix, schema
+        self.max_shard_bytes = max_shard_bytes
+        self.partial = folder.parent / f".{folder.name}.partial"
+        self.num_records = 0
+        self.num_shards = 0
+        self.rows: list[RecordType] = []
+        self.row_bytes = self.shard_bytes = 0
+        self.shard: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        with writing_to(self.folder):
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            self.begin_shard()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with writing_to(self.folder):
+                    self.end_shard()
+                    remove(self.folder)
+                    self.partial.rename(self.folder)
+        finally:
+            if self.shard is not None:
+                # The shard is thrown away; closing must not hide the error that brought us here.
+                with suppress(OSError):
+                    self.shard.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def write(self, record: RecordType) -> None:
+        with writing_to(self.folder):
+            if self.shard_bytes >= self.max_shard_bytes:
+                self.end_shard()
+                self.begin_shard()
+            self.rows.append(record)
+            num_bytes = text_bytes(record)
+            self.row_bytes += num_bytes
+            self.shard_bytes += num_bytes
+            self.num_records += 1
+            if len(self.rows) >= ROW_GROUP_ROWS or self.row_bytes >= ROW_GROUP_BYTES:
+                self.end_row_group()
+
+    def begin_shard(self) -> None:
+        path = self.partial / f"{self.prefix}-{self.num_shards:05d}.parquet"
+        self.shard = pq.ParquetWriter(
+            path,
+            self.schema,
+            version="2.6",
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=["source", "licence"] if "licence" in self.schema.names else ["source", "reason"],
+            write_statistics=False,
+        )
+        self.num_shards += 1
+        self.shard_bytes = 0
+
+    def end_row_group(self) -> None:
+        if self.rows and self.shard is not None:
+            table = pa.Table.from_pylist([row_of(record) for record in self.rows], self.schema)
+            self.shard.write_table(table, row_group_size=len(self.rows))
+        self.rows, self.row_bytes = [], 0
+
+    def end_shard(self) -> None:
+        self.end_row_group()
+        if self.shard is not None:
+            shard, self.shard = self.shard, None
+            shard.close()
+
+
+def document_writer(folder: Path, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> ShardWriter[Document]:
+    return ShardWriter(folder, "documents", DOCUMENT_SCHEMA, max_shard_bytes)
+
+
+def rejection_writer(folder: Path, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> ShardWriter[Rejection]:
+    return ShardWriter(folder, "rejected", REJECTION_SCHEMA, max_shard_bytes)
+
+
+def write_documents(
+    folder: Path, documents: Iterable[Document], max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> int:
+    """Rewrite `folder` with `documents`; returns how many there were."""
+    with document_writer(folder, max_shard_bytes) as writer:
+        for document in documents:
+            writer.write(document)
+    return writer.num_records
+
+
+def write_rejections(
+    folder: Path, rejections: Iterable[Rejection], max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> int:
+    """Rewrite `folder` with `rejections`; returns how many there were."""
+    with rejection_writer(folder, max_shard_bytes) as writer:
+        for rejection in rejections:
+            writer.write(rejection)
+    return writer.num_records
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """The documents of a folder, in the order in which they were written. Raises `UserError`."""
+    for row in read_rows(folder, "documents"):
+        if row["messages"] is not None:
+            row["messages"] = tuple(Message(**message) for message in row["messages"])
+        yield Document(**row)
+
+
+def read_rejections(folder: Path) -> Iterator[Rejection]:
+    """The rejected records of a folder, in the order in which they were written. Raises `UserError`."""
+    for row in read_rows(folder, "rejected"):
+        yield Rejection(**row)
+
+
+def read_rows(folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    shards = sorted(folder.glob(f"{prefix}-*.parquet"))
+    if not shards:
+        raise UserError(f"{folder}: no {prefix}-*.parquet in it; run the stage prepare first")
+    for shard in shards:
+        try:
+            with pq.ParquetFile(shard) as parquet:
+                for batch in parquet.iter_batches(batch_size=ROW_GROUP_ROWS):
+                    yield from batch.to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"{shard}: broken: {str(error).splitlines()[0]}; run the stage prepare again"
+            ) from None
+
+
+def text_bytes(record: Document | Rejection) -> int:
+    """UTF-8 bytes of a record's text, messages included."""
+    num_bytes = len(record.text.encode())
+    if isinstance(record, Document) and record.messages is not None:
+        num_bytes += sum(len(message.content.encode()) for message in record.messages)
+    return num_bytes
+
+
+def row_of(record: Document | Rejection) -> dict[str, Any]:
+    row = {field.name: getattr(record, field.name) for field in fields(record)}
+    if row.get("messages") is not None:
+        row["messages"] = [{"role": turn.role, "content": turn.content} for turn in row["messages"]]
+    return row
+
+
+def remove(folder: Path) -> None:
+    """DVC may have linked a whole folder into its cache: then the link goes, not what it points to."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(
+            f"{folder}: cannot be written: {reason}; it must be a folder with room in it"
+        ) from None

@@ -1,0 +1,42 @@
+"""Equal texts: found by their hash, the first one kept."""
+
+import hashlib
+from collections.abc import Sequence
+
+from nima.corpus.document import Message
+
+
+def content_digest(text: str, messages: Sequence[Message] | None) -> bytes:
+    """SHA-256 of what a document says; space at line ends and around the text does not matter.
+
+    Indentation and blank lines inside do: in code they carry meaning.
+    """
+    digest = hashlib.sha256()
+    if messages is None:
+        digest.update(b"text\0" + normalised(text).encode())
+    else:
+        for message in messages:
+            content = normalised(message.content).encode()
+            digest.update(f"{message.role}\0{len(content)}\0".encode() + content)
+    return digest.digest()
+
+
+def group_of(digest: bytes) -> str:
+    """The group of a document, 16 hex characters: equal contents share it, and so their split."""
+    return digest.hex()[:16]
+
+
+def normalised(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+
+
+class ExactDuplicates:
+    """Remembers which contents were seen; 24 bytes of payload each, whatever the texts' length."""
+
+    def __init__(self) -> None:
+        self.first_ids: dict[bytes, bytes] = {}
+
+    def first_of(self, digest: bytes, id_hex: str) -> str | None:
+        """The id of the earlier document with this content; None if `id_hex` is the first."""
+        first = self.first_ids.setdefault(digest[:16], bytes.fromhex(id_hex)).hex()
+        return None if first == id_hex else first

@@ -1,0 +1,361 @@
+"""Token shards on disk, memory-mapped.
+
+A shard is one little-endian file: a header of 64 bytes, then 8-byte aligned arrays:
+
+    magic, version, bytes per token, numbers of tokens, documents and spans
+    tokens            uint16 or uint32 [num_tokens], the smallest type that fits the vocabulary
+    document offsets  uint64 [num_documents + 1], into tokens
+    span offsets      uint64 [num_documents + 1], into spans
+    spans             uint64 [num_spans, 2], start and end inside their document: tokens that are trained
+
+documents.parquet beside the shards says in token order which document is which.
+"""
+
+import shutil
+import struct
+from bisect import bisect_right
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nima.conversation import TokenizedDocument
+from nima.corpus.document import remove, writing_to
+from nima.errors import UserError
+
+MAGIC = b"NIMATOKS"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQQQ24x")
+TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+OFFSET = np.dtype("<u8")
+
+DOCUMENTS_FILE = "documents.parquet"
+DOCUMENTS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("group", pa.string()),
+        ("weight", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("num_trained_tokens", pa.int64()),
+        ("shard", pa.int32()),
+    ]
+)
+ROW_GROUP_ROWS = 65_536
+
+
+def token_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every id of a vocabulary."""
+    return TOKEN_TYPES[2 if vocab_size <= 2**16 else 4]
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+class TokenWriter:
+    """Rewrites a folder of shards, document by document; use it in a `with`.
+
+    A new shard begins before the document that would bring one over `max_shard_tokens`. Tokens go straight
+    to disk. Leaving the `with` normally replaces `folder`; by an exception, `folder` stays as it was.
+    Raises `UserError` if it cannot write.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, max_shard_tokens: int) -> None:
+        self.folder = folder
+        self.dtype = token_type(vocab_size)
+        self.max_shard_tokens = max_shard_tokens
+        self.partial = folder.parent / f".{folder.name}.partial"
+        self.num_shards = 0
+        self.shard: ShardFile | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.table: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        with writing_to(self.folder):
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            self.table = pq.ParquetWriter(
+                self.partial / DOCUMENTS_FILE,
+                DOCUMENTS_SCHEMA,
+                version="2.6",
+                compression="zstd",
+                use_dictionary=["source"],
+                write_statistics=False,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with writing_to(self.folder):
+                    self.finish()
+        finally:
+            # What is still open is thrown away; closing must not hide the error that brought us here.
+            with suppress(OSError):
+                if self.shard is not None:
+                    self.shard.file.close()
+            with suppress(OSError):
+                if self.table is not None:
+                    self.table.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def write(self, document: TokenizedDocument) -> None:
+        with writing_to(self.folder):
+            if self.shard is None or self.shard.num_tokens + len(document.tokens) > self.max_shard_tokens:
+                self.begin_shard()
+            assert self.shard is not None  # noqa: S101 - for the type checker
+            self.shard.append(document.tokens, document.spans)
+            self.rows.append(self.row(document))
+            if len(self.rows) >= ROW_GROUP_ROWS:
+                self.flush_rows()
+
+    def row(self, document: TokenizedDocument) -> dict[str, Any]:
+        return {
+            "id": document.id,
+            "source": document.source,
+            "group": document.group,
+            "weight": document.weight,
+            "num_tokens": len(document.tokens),
+            "num_bytes": document.num_bytes,
+            "num_trained_tokens": int((document.spans[:, 1] - document.spans[:, 0]).sum()),
+            "shard": self.num_shards - 1,
+        }
+
+    def begin_shard(self) -> None:
+        self.end_shard()
+        self.shard = ShardFile(self.partial / shard_name(self.num_shards), self.dtype)
+        self.num_shards += 1
+
+    def end_shard(self) -> None:
+        if self.shard is not None:
+            shard, self.shard = self.shard, None
+            shard.finish()
+
+    def flush_rows(self) -> None:
+        if self.table is not None and self.rows:
+            self.table.write_table(pa.Table.from_pylist(self.rows, DOCUMENTS_SCHEMA))
+        self.rows = []
+
+    def finish(self) -> None:
+        self.end_shard()
+        self.flush_rows()
+        if self.table is not None:
+            self.table.close()
+        remove(self.folder)
+        self.partial.rename(self.folder)
+
+
+def shard_name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
+
+
+class ShardFile:
+    """One shard being written: tokens at once, the rest and the header at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.file: BinaryIO = path.open("wb")
+        self.file.write(bytes(HEADER.size))
+        self.document_offsets = [0]
+        self.span_offsets = [0]
+        self.spans: list[np.ndarray] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return self.document_offsets[-1]
+
+    def append(self, tokens: np.ndarray, spans: np.ndarray) -> None:
+        self.file.write(tokens.astype(self.dtype).tobytes())
+        self.spans.append(spans.astype(OFFSET))
+        self.document_offsets.append(self.num_tokens + len(tokens))
+        self.span_offsets.append(self.span_offsets[-1] + len(spans))
+
+    def finish(self) -> None:
+        with self.file as file:
+            file.write(bytes(-file.tell() % OFFSET.itemsize))
+            file.write(np.array(self.document_offsets, dtype=OFFSET).tobytes())
+            file.write(np.array(self.span_offsets, dtype=OFFSET).tobytes())
+            for spans in self.spans:
+                file.write(spans.tobytes())
+            counts = (self.num_tokens, len(self.document_offsets) - 1, self.span_offsets[-1])
+            file.seek(0)
+            file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, *counts))
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+class TokenShard:
+    """One shard, mapped into memory and checked. Raises `UserError` when it is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        itemsize, self.num_tokens, self.num_documents, num_spans = read_header(path)
+        self.path = path
+        self.dtype = TOKEN_TYPES[itemsize]
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        sizes = array_sizes(itemsize, self.num_tokens, self.num_documents, num_spans)
+        ends = HEADER.size + np.cumsum(sizes)
+        tokens, offsets, span_offsets, spans = (
+            content[end - size : end] for end, size in zip(ends, sizes, strict=True)
+        )
+        self.tokens = tokens.view(self.dtype)[: self.num_tokens]
+        self.offsets = offsets.view(OFFSET).astype(np.int64)
+        self.span_offsets = span_offsets.view(OFFSET).astype(np.int64)
+        self._spans = spans.view(OFFSET).reshape(-1, 2)
+        self.check("document offsets", self.offsets, self.num_tokens)
+        self.check("span offsets", self.span_offsets, num_spans)
+        self.check_spans()
+
+    def check(self, name: str, offsets: np.ndarray, end: int) -> None:
+        if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+            raise broken(self.path, f"{name} do not ascend from 0 to {end}")
+
+    def check_spans(self) -> None:
+        """Spans lie one behind the other inside their documents."""
+        spans = self._spans.astype(np.int64)
+        lengths = np.repeat(np.diff(self.offsets), np.diff(self.span_offsets))
+        first = np.zeros(len(spans), dtype=bool)
+        first[self.span_offsets[:-1][np.diff(self.span_offsets) > 0]] = True
+        before = np.where(first, 0, np.roll(spans[:, 1], 1))
+        if (
+            (spans[:, 0] < before).any()
+            or (spans[:, 1] <= spans[:, 0]).any()
+            or (spans[:, 1] > lengths).any()
+        ):
+            raise broken(self.path, "a loss span lies outside its document")
+
+    def document(self, index: int) -> np.ndarray:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def spans(self, index: int) -> np.ndarray:
+        return self._spans[self.span_offsets[index] : self.span_offsets[index + 1]].astype(np.int64)
+
+
+def broken(path: Path, found: str) -> UserError:
+    return UserError(f"{path}: broken: {found}; run the stage tokenize again")
+
+
+def read_header(path: Path) -> tuple[int, int, int, int]:
+    """Bytes per token, numbers of tokens, documents and spans; all agree with the file's size."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER.size)
+        found_bytes = path.stat().st_size
+    except OSError as error:
+        raise broken(path, error.strerror or "unreadable") from error
+    if len(header) < HEADER.size:
+        raise broken(path, f"{len(header)} bytes, expected a header of {HEADER.size}")
+    magic, version, itemsize, *counts = HEADER.unpack(header)
+    if magic != MAGIC:
+        raise broken(path, f"begins with {magic!r}, expected {MAGIC!r}: this is no token shard")
+    if version != VERSION:
+        raise broken(path, f"version {version}, expected {VERSION}")
+    if itemsize not in TOKEN_TYPES:
+        raise broken(path, f"{itemsize} bytes per token, expected 2 or 4")
+    num_tokens, num_documents, num_spans = counts
+    expected_bytes = HEADER.size + sum(array_sizes(itemsize, num_tokens, num_documents, num_spans))
+    if found_bytes != expected_bytes:
+        raise broken(path, f"{found_bytes} bytes, its header says {expected_bytes}")
+    return itemsize, num_tokens, num_documents, num_spans
+
+
+def array_sizes(itemsize: int, num_tokens: int, num_documents: int, num_spans: int) -> list[int]:
+    tokens = itemsize * num_tokens
+    offsets = OFFSET.itemsize * (num_documents + 1)
+    return [tokens + -tokens % OFFSET.itemsize, offsets, offsets, 2 * OFFSET.itemsize * num_spans]
+
+
+class Tokens:
+    """All documents of a folder of shards, by number from 0 in the order in which they were written."""
+
+    def __init__(self, folder: Path, shards: list[TokenShard], table: pa.Table) -> None:
+        self.folder = folder
+        self.shards = shards
+        self._table = table
+        self._first = [0, *np.cumsum([shard.num_documents for shard in shards]).tolist()]
+        self.num_documents = len(table)
+        self.num_tokens = sum(shard.num_tokens for shard in shards)
+        self.dtype = shards[0].dtype if shards else token_type(0)
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.offsets) for shard in shards)])
+        """int64[num_documents]: tokens of each document, its end token included."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tokens":
+        """Maps a folder that `TokenWriter` wrote. Raises `UserError` naming the file that is broken."""
+        path = folder / DOCUMENTS_FILE
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise broken(path, str(error).splitlines()[0]) from error
+        if table.schema.names != DOCUMENTS_SCHEMA.names:
+            raise broken(path, f"columns {table.schema.names}, expected {DOCUMENTS_SCHEMA.names}")
+        num_shards = int(table["shard"][-1].as_py()) + 1 if len(table) else 0
+        tokens = cls(folder, [TokenShard(folder / shard_name(number)) for number in range(num_shards)], table)
+        if not np.array_equal(tokens.lengths, table["num_tokens"].to_numpy()):
+            raise broken(path, "its numbers of tokens are not those of the shards")
+        return tokens
+
+    def document(self, index: int) -> np.ndarray:
+        """The ids of one document, a read-only view of the file."""
+        number = bisect_right(self._first, index) - 1
+        return self.shards[number].document(index - self._first[number])
+
+    def spans(self, index: int) -> np.ndarray:
+        """int64[num_spans, 2]: [start, end) inside the document of the tokens that are trained."""
+        number = bisect_right(self._first, index) - 1
+        return self.shards[number].spans(index - self._first[number])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self._table["id"].to_pylist()
+
+    @cached_property
+    def groups(self) -> list[str]:
+        return self._table["group"].to_pylist()
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """Names of sources, one a document."""
+        return np.array(self._table["source"].to_pylist(), dtype=np.str_)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """float64[num_documents]"""
+        return self._table["weight"].to_numpy()
+
+    @cached_property
+    def text_bytes(self) -> np.ndarray:
+        """int64[num_documents]: UTF-8 bytes of text."""
+        return self._table["num_bytes"].to_numpy()
+
+    @cached_property
+    def trained_tokens(self) -> np.ndarray:
+        """int64[num_documents]"""
+        return self._table["num_trained_tokens"].to_numpy()
+
+    def totals(self, documents: np.ndarray | None = None) -> dict[str, Any]:
+        """Counts over the given documents (None = all), in total and per source."""
+        chosen = np.arange(self.num_documents) if documents is None else documents
+        sources = self.sources[chosen]
+        names = sorted(set(sources.tolist()))
+        return self.counts(chosen) | {
+            "sources": {name: self.counts(chosen[sources == name]) for name in names}
+        }
+
+    def counts(self, documents: np.ndarray) -> dict[str, int | float]:
+        tokens, text_bytes = int(self.lengths[documents].sum()), int(self.text_bytes[documents].sum())
+        return {
+            "documents": len(documents),
+            "bytes": text_bytes,
+            "tokens": tokens,
+            "trained_tokens": int(self.trained_tokens[documents].sum()),
+            "bytes_per_token": round(text_bytes / tokens, 6) if tokens else 0.0,
+        }

@@ -1,0 +1,40 @@
+"""Score the model on text that it never saw, beside what compressors make of the same text."""
+
+import time
+from pathlib import Path
+
+from nima import pretrained, splits
+from nima.checkpoint import drop_finished, sha256_of
+from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, bits_per_byte_csv, scorecard, scored_text
+from nima.params import Params
+from nima.recipe import scorer_of
+from nima.runtime import Runtime, set_up_torch
+from nima.signals import StopRequest
+from nima.stage import rewritten, run_stage
+from nima.tokenizer import Tokenizer
+from nima.tokens import Tokens
+from nima.tracking import draw_bars, write_metrics
+
+
+def main(params: Params, runtime: Runtime) -> dict[str, float]:
+    device, folder = set_up_torch(runtime), Path("models/model")
+    model, words, tokens = pretrained.load(folder), Tokenizer.load(folder), Tokens.open(Path("data/tokens"))
+    split = splits.load(Path("data/splits"))["test"]
+    sizes = params.evaluate.model_dump(include={"window_tokens", "stride_tokens", "micro_batch_tokens"})
+    scorer = scorer_of(tokens, split, words, **sizes, max_tokens=None, precision=params.evaluate.precision)
+    with StopRequest() as stop:
+        started = time.perf_counter()
+        parts = scorer(model.to(device), poll=stop.check)
+        seconds = time.perf_counter() - started
+        card = scorecard(parts, scored_text(scorer, words), poll=stop.check)
+    write_metrics("evaluate", card)
+    bars, plots = bits_per_byte(card), rewritten(Path("plots/evaluate"))
+    (plots / "bits_per_byte.csv").write_text(bits_per_byte_csv(bars), encoding="utf-8")
+    draw_bars(plots / "bits_per_byte.png", "Test text: smaller is better", "bits per byte", bars[ALL_TEXT])
+    # DVC has the model in its cache by now, so the run that made it is safe to forget.
+    drop_finished(runtime.scratch / "checkpoints", sha256_of(folder / "model.safetensors"))
+    return {"scoring_seconds": seconds, "tokens_per_second": card["test"]["tokens"] / seconds}
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", main)

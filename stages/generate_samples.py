@@ -1,0 +1,31 @@
+"""Let the model continue each prompt in several ways, to read and to compare."""
+
+import time
+from pathlib import Path
+
+from nima import generation, pretrained, samples
+from nima.params import Params
+from nima.runtime import Runtime, set_up_torch
+from nima.signals import StopRequest
+from nima.stage import rewritten, run_stage
+from nima.tokenizer import Tokenizer
+from nima.tracking import write_metrics
+
+
+def main(params: Params, runtime: Runtime) -> dict[str, float]:
+    device, folder = set_up_torch(runtime), Path("models/model")
+    model, words = pretrained.load(folder).to(device), Tokenizer.load(folder)
+    with StopRequest() as stop:
+        started = time.perf_counter()
+        written = list(generation.samples(model, words, params.generate, poll=stop.check))
+        seconds = time.perf_counter() - started
+    output = rewritten(Path("data/samples"))
+    (output / "samples.jsonl").write_text(samples.jsonl(written), encoding="utf-8")
+    (output / "samples.md").write_text(samples.markdown(written), encoding="utf-8")
+    write_metrics("generate_samples", samples.scores(written))
+    num_tokens = sum(len(sample.tokens) for sample in written)
+    return {"generation_seconds": seconds, "tokens_per_second": num_tokens / seconds}
+
+
+if __name__ == "__main__":
+    run_stage("generate_samples", main)

@@ -1,0 +1,231 @@
+"""The house keeps its shape: layers, owners of third-party packages, dependencies of stages."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples")
+
+# A module imports only from what stands before it: from layers above its own row, and from the left in it.
+LAYERS = (
+    ("errors", "presets"),
+    ("params", "runtime", "inputs", "signals"),
+    ("corpus", "conversation", "tokenizer", "decoder", "pretrained"),
+    ("tokens", "splits", "batches", "optimizer", "schedule", "stopping", "checkpoint", "tracking", "progress"),
+    ("evaluation", "generation", "samples"),
+    ("training",),
+    ("recipe", "stage", "provision"),
+)
+# The one module that may import each heavy package.
+OWNERS = {
+    "ruamel": {"nima.params"},
+    "pydantic": {"nima.params"},
+    "pydantic_core": {"nima.params"},
+    "tokenizers": {"nima.tokenizer"},
+    "tiktoken": {"nima.tokenizer"},
+    "pyarrow": {"nima.corpus.document", "nima.tokens"},
+    "safetensors": {"nima.checkpoint", "nima.pretrained"},
+    "dvclive": {"nima.tracking"},
+    "matplotlib": {"nima.tracking"},
+    "rich": {"nima.progress"},
+    "psutil": {"nima.runtime"},
+    "zstandard": {"nima.evaluation.compression"},
+    "vl_convert": {"nima.provision"},
+}
+# These run on a machine that has only torch and numpy.
+BARE = ("decoder", "optimizer", "schedule", "batches")
+FORBIDDEN_WORDS = {
+    "util", "utils", "common", "misc", "helper", "helpers", "base", "manager", "factory", "handler", "processor", "engine",
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(SOURCE.glob("nima/**/*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported_names(path: Path, *, at_run_time: bool = True) -> set[str]:
+    """Dotted names that a file imports, `from a import b` as both a and a.b."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [tree_of(path)]
+    while waiting:
+        node = waiting.pop()
+        if at_run_time and is_type_checking(node):
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        waiting.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def own_imports(path: Path, *, at_run_time: bool = True) -> set[str]:
+    return {name for name in imported_names(path, at_run_time=at_run_time) if name in MODULES}
+
+
+def packages_of(module: str) -> set[str]:
+    """A module's parent packages, whose __init__ runs first."""
+    parts = module.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
+def import_closure(stage: str) -> list[str]:
+    """Every file of the project that `python -m stages.STAGE` executes, as dvc.yaml names it."""
+    start = ROOT / "stages" / f"{stage}.py"
+    seen: set[str] = set()
+    waiting = own_imports(start)
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting |= packages_of(module) | own_imports(MODULES[module])
+    files = [MODULES[module] for module in seen] + [start, ROOT / "stages" / "__init__.py"]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
+
+
+def pipeline() -> dict:
+    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+
+
+def place_of(module: str) -> int:
+    part = module.split(".")[1]
+    return [name for layer in LAYERS for name in layer].index(part)
+
+
+def test_every_module_has_a_layer_and_every_layer_its_modules() -> None:
+    named = {part for layer in LAYERS for part in layer}
+    there = {module.split(".")[1] for module in MODULES if module != "nima"}
+    assert there == named
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "nima"])
+def test_modules_import_only_what_stands_before_them(module: str) -> None:
+    for other in own_imports(MODULES[module], at_run_time=False) - {"nima"}:
+        assert place_of(other) <= place_of(module), f"{module} imports {other}, which stands after it"
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_each_heavy_package_has_its_owner(package: str) -> None:
+    importers = {
+        module
+        for module, path in MODULES.items()
+        if any(name.split(".")[0] == package for name in imported_names(path, at_run_time=False))
+    }
+    assert importers == OWNERS[package]
+
+
+def test_what_runs_on_a_bare_gpu_machine_needs_only_torch_and_numpy() -> None:
+    allowed = {"torch", "numpy", "nima"} | sys.stdlib_module_names
+    for part in BARE:
+        waiting, seen = {f"nima.{part}"}, set()
+        while waiting:
+            module = waiting.pop()
+            seen.add(module)
+            outside = {name.split(".")[0] for name in imported_names(MODULES[module])} - allowed
+            assert not outside, f"nima.{part} needs {outside} through {module}"
+            waiting |= own_imports(MODULES[module]) - seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_code_it_imports(stage: str) -> None:
+    declared = [dep for dep in pipeline()["stages"][stage]["deps"] if dep.endswith(".py")]
+    assert sorted(declared) == import_closure(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_are_short_stories(stage: str) -> None:
+    assert len((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_the_pipeline_has_six_stages_in_story_order() -> None:
+    stages = pipeline()["stages"]
+    assert tuple(stages) == STAGES
+    for name, stage in stages.items():
+        assert stage["cmd"] == f"python -m stages.{name}"
+        assert "run" not in stage.get("params", []), "the section `run` changes no result"
+        for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+            assert "persist" not in (next(iter(out.values())) if isinstance(out, dict) else {})
+
+
+def test_params_of_a_stage_are_sections_of_the_schema() -> None:
+    from nima.params import Params
+
+    used = {section for stage in pipeline()["stages"].values() for section in stage.get("params", [])}
+    assert used == set(Params.model_fields) - {"run"}
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "stages").glob("*.py"))], ids=str)
+def test_nothing_happens_at_import(path: Path) -> None:
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
+    for node in tree_of(path).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_main = isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
+        is_own_source = path.name == "__init__.py" and "sys.path.insert" in ast.unparse(node)
+        assert isinstance(node, allowed) or is_docstring or is_main or is_type_checking(node) or is_own_source, (
+            f"{path}:{node.lineno}: {ast.unparse(node)[:60]}"
+        )
+
+
+def test_importing_the_library_writes_nothing_and_loads_no_torch_for_params() -> None:
+    code = "import sys, nima.params, nima.runtime; sys.exit('torch' in sys.modules or 'dvclive' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, check=False)
+    assert done.returncode == 0
+
+
+def test_names_say_what_a_thing_is() -> None:
+    for module, path in MODULES.items():
+        defined = {
+            node.name
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        } | {module.split(".")[-1]}
+        for name in defined:
+            words = set(name.lower().split("_"))
+            assert not words & FORBIDDEN_WORDS, f"{module}: {name}"
+
+
+def test_git_tracks_no_output_that_dvc_caches() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listing.stdout.split("\0")
+    for stage in pipeline()["stages"].values():
+        for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+            path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
+            if options.get("cache", True):
+                offenders = [file for file in tracked if file == path or file.startswith(f"{path}/")]
+                assert not offenders, f"DVC caches {path}, git tracks {offenders[:3]}: git rm --cached them"
+
+
+def test_no_pickle_and_no_remote_code() -> None:
+    for module, path in MODULES.items():
+        assert not {"pickle", "dill", "cloudpickle", "joblib"} & {name.split(".")[0] for name in imported_names(path)}, module
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code" not in text
+        assert "torch.load" not in text
+        assert "allow_pickle=True" not in text

@@ -1,0 +1,298 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nima import params as params_schema
+from nima import runtime, splits
+from nima.conversation import TokenizedDocument
+from nima.corpus.document import Document, Message
+from nima.errors import UserError
+from nima.splits import SPLITS, TrainingTexts, assign, check_no_empty, check_no_overlap, split_of
+from nima.tokens import Tokens, TokenWriter
+
+ROOT = Path(__file__).parent.parent
+EIGHTY = (0.8, 0.1, 0.1)
+GROUPS = [f"{number:016x}" for number in range(20_000)]
+
+groups = st.lists(st.text("0123456789abcdef", min_size=16, max_size=16), unique=True, max_size=60)
+seeds = st.integers(0, 2**63)
+
+
+@st.composite
+def ratios(draw: st.DrawFn) -> tuple[float, float, float]:
+    shares = draw(st.tuples(*[st.integers(0, 100)] * 3))
+    assume(sum(shares))
+    first, second, third = (share / sum(shares) for share in shares)
+    return first, second, third
+
+
+def membership(names: list[str], seed: int, shares: tuple[float, float, float]) -> dict[str, str]:
+    assignment = assign(names, seed, shares)
+    return {names[index]: name for name, indices in assignment.items() for index in indices}
+
+
+# -------------------------------------------------------------------------------- nobody moves another
+
+
+@given(groups, groups, seeds, ratios())
+@settings(deadline=None)
+def test_adding_documents_moves_none(
+    before: list[str], added: list[str], seed: int, shares: tuple[float, float, float]
+) -> None:
+    old = membership(before, seed, shares)
+    new = membership(before + [group for group in added if group not in before], seed, shares)
+    assert {group: new[group] for group in before} == old
+
+
+@given(groups, seeds, ratios(), st.data())
+@settings(deadline=None)
+def test_removing_and_reordering_documents_moves_none(
+    before: list[str], seed: int, shares: tuple[float, float, float], data: st.DataObject
+) -> None:
+    kept = data.draw(st.permutations(before))[: data.draw(st.integers(0, len(before)))]
+    old = membership(before, seed, shares)
+    assert membership(kept, seed, shares) == {group: old[group] for group in kept}
+
+
+@given(groups, seeds, ratios())
+@settings(deadline=None)
+def test_every_document_is_in_exactly_one_split_in_ascending_order(
+    names: list[str], seed: int, shares: tuple[float, float, float]
+) -> None:
+    assignment = assign(names, seed, shares)
+    assert list(assignment) == list(SPLITS)
+    assert sorted(np.concatenate(list(assignment.values())).tolist()) == list(range(len(names)))
+    for name, share in zip(SPLITS, shares, strict=True):
+        assert assignment[name].dtype == np.int64
+        assert (np.diff(assignment[name]) > 0).all()
+        assert share > 0 or not len(assignment[name])
+
+
+def test_documents_of_a_group_stay_together() -> None:
+    assignment = assign([GROUPS[index // 5] for index in range(500)], 0, EIGHTY)
+    for indices in assignment.values():
+        assert set(Counter(index // 5 for index in indices.tolist()).values()) <= {5}
+
+
+def test_a_smaller_training_share_moves_documents_out_of_training_only() -> None:
+    for group in GROUPS[:5000]:
+        before, after = split_of(group, 0, EIGHTY), split_of(group, 0, (0.7, 0.2, 0.1))
+        place = splits.position(group, 0)
+        assert (before != after) == (0.7 <= place < 0.8)
+        if before != after:
+            assert (before, after) == ("train", "validation")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_shares_are_those_asked_for_within_chance(seed: int) -> None:
+    for shares in (EIGHTY, (0.5, 0.25, 0.25), (0.98, 0.01, 0.01)):
+        assignment = assign(GROUPS, seed, shares)
+        for name, share in zip(SPLITS, shares, strict=True):
+            spread = (len(GROUPS) * share * (1 - share)) ** 0.5
+            assert abs(len(assignment[name]) - len(GROUPS) * share) < 5 * spread
+
+
+def test_another_seed_draws_independently() -> None:
+    test = [set(assign(GROUPS, seed, EIGHTY)["test"].tolist()) for seed in (0, 1)]
+    expected = len(GROUPS) / 100
+    assert abs(len(test[0] & test[1]) - expected) < 5 * expected**0.5
+
+
+def test_the_hash_is_what_it_was() -> None:
+    """Splits of published runs must not move: these values are a promise."""
+    assert splits.position("0123456789abcdef", 0) == 0.8887663798617874
+    assert [split_of(group, 7, EIGHTY) for group in ("a", "b", "c", "d")] == [
+        "train",
+        "test",
+        "train",
+        "train",
+    ]
+
+
+def test_shares_that_add_to_a_little_less_than_one_leave_nobody_out() -> None:
+    shares = (0.1, 0.2, 0.7 - 1e-9)
+    assert {split_of(group, 0, shares) for group in GROUPS} == set(SPLITS)
+    assert split_of("x", 0, (0.0, 1.0 - 1e-9, 0.0)) == "validation"
+
+
+# ----------------------------------------------------------------------------------------- the gates
+
+
+def tokens_of(folder: Path, documents: list[tuple[str, list[int]]]) -> Tokens:
+    with TokenWriter(folder, 300, 1000) as writer:
+        for number, (group, ids) in enumerate(documents):
+            spans = np.array([[0, len(ids)]])
+            token_ids = np.array(ids, dtype=np.uint32)
+            source = f"source-{number % 2}"
+            writer.write(
+                TokenizedDocument(f"id-{number}", source, group, 1.0, token_ids, spans, 2 * len(ids))
+            )
+    return Tokens.open(folder)
+
+
+HALVES = {"train": np.array([0, 1]), "validation": np.array([2]), "test": np.array([3])}
+
+
+def test_different_texts_pass_the_overlap_gate(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path / "tokens", [("a", [4, 5]), ("b", [4, 5]), ("c", [4]), ("d", [5, 4])])
+    check_no_overlap(tokens, HALVES)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [("a", [4, 5]), ("b", [6]), ("c", [7]), ("d", [4, 5])],
+        [("a", [4, 5]), ("b", [6]), ("c", [7]), ("a", [8])],
+    ],
+)
+def test_equal_texts_or_groups_in_two_splits_are_named(
+    tmp_path: Path, documents: list[tuple[str, list[int]]]
+) -> None:
+    tokens = tokens_of(tmp_path / "tokens", documents)
+    with pytest.raises(
+        UserError, match="document id-0 of source-0 in train and document id-3 of source-1 in test"
+    ):
+        check_no_overlap(tokens, HALVES)
+
+
+def test_an_empty_split_is_named_with_what_to_do() -> None:
+    with pytest.raises(
+        UserError, match=r"split\.test = 0\.1: no document of 3 falls there; add documents, raise"
+    ):
+        check_no_empty({"train": np.arange(2), "validation": np.array([2]), "test": np.array([])}, EIGHTY)
+
+
+def test_a_split_of_share_zero_may_be_empty() -> None:
+    check_no_empty(
+        {"train": np.arange(2), "validation": np.array([2]), "test": np.array([])}, (0.8, 0.2, 0.0)
+    )
+
+
+# ------------------------------------------------------------------------------------------ the folder
+
+
+def test_splits_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    splits.save(tmp_path / "splits", HALVES)
+    (tmp_path / "splits" / "old.npy").write_bytes(b"old")
+    splits.save(tmp_path / "splits", HALVES)
+    loaded = splits.load(tmp_path / "splits")
+    assert {name: indices.tolist() for name, indices in loaded.items()} == {
+        "train": [0, 1],
+        "validation": [2],
+        "test": [3],
+    }
+    assert sorted(path.name for path in (tmp_path / "splits").iterdir()) == [
+        "test.npy",
+        "train.npy",
+        "validation.npy",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"\x93NUMPY", b"text", np.array([1.5]), np.array([[1]]), np.array([2, 1]), np.array([-1, 3])],
+)
+def test_a_missing_or_broken_split_is_named(tmp_path: Path, content: bytes | np.ndarray | None) -> None:
+    splits.save(tmp_path, HALVES)
+    path = tmp_path / "validation.npy"
+    path.unlink()
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"validation\.npy: broken: .*run the stage split again") as raised:
+        splits.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_split_that_holds_pickled_objects_is_refused(tmp_path: Path) -> None:
+    splits.save(tmp_path, HALVES)
+    np.save(tmp_path / "train.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"train\.npy: broken"):
+        splits.load(tmp_path)
+
+
+# ----------------------------------------------------------------------------- text for the tokenizer
+
+
+def document(number: int, source: str = "a", text: str | None = None) -> Document:
+    text = f"text {number:05d}" if text is None else text
+    return Document(f"{number:016x}", source, f"{number}", f"{number:016x}", 1.0, "", text, None)
+
+
+DOCUMENTS = [document(number, "early" if number < 1000 else "late") for number in range(2000)]
+
+
+def test_the_tokenizer_learns_from_all_training_text_if_it_fits() -> None:
+    texts = TrainingTexts(lambda: DOCUMENTS, 0, EIGHTY, 10**6)
+    expected = [one.text for one in DOCUMENTS if split_of(one.group, 0, EIGHTY) == "train"]
+    assert list(texts) == list(texts) == expected
+    assert texts.counts() == {"documents": len(expected), "bytes": 10 * len(expected)}
+
+
+@pytest.mark.parametrize("max_bytes", [10, 999, 4000, 12_000])
+def test_more_training_text_is_thinned_evenly(max_bytes: int) -> None:
+    texts = TrainingTexts(lambda: DOCUMENTS, 0, EIGHTY, max_bytes)
+    chosen = list(texts)
+    assert sum(map(len, chosen)) == texts.num_bytes <= max_bytes
+    if max_bytes >= 4000:
+        assert texts.num_bytes > 0.85 * max_bytes
+        late = sum(text >= "text 01000" for text in chosen)
+        assert 0.35 < late / len(chosen) < 0.6
+
+
+def test_messages_are_text_too_and_markup_is_not() -> None:
+    talk = Document(
+        "f" * 16, "c", "k", "f" * 16, 1.0, "", "", (Message("user", "Why?"), Message("assistant", "So."))
+    )
+    assert list(TrainingTexts(lambda: [talk], 0, (1.0, 0.0, 0.0), 100)) == ["Why?", "So."]
+
+
+def test_an_empty_training_part_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(
+        UserError, match=r"none of 2 documents falls into the training part; .*raise split\.train"
+    ):
+        TrainingTexts(lambda: DOCUMENTS[:2], 0, (0.0, 0.5, 0.5), 100)
+
+
+# ------------------------------------------------------------------------------------------- the stage
+
+
+def run_split(**changes: object) -> None:
+    from stages import split
+
+    params = params_schema.load(ROOT / "params.yaml")
+    settings = params.split.model_copy(update=changes)
+    split.main(params.model_copy(update={"split": settings}), runtime.load(Path.cwd()))
+
+
+def test_the_stage_writes_indices_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens = tokens_of(
+        tmp_path / "data/tokens", [(group, [4 + n % 200, n // 200]) for n, group in enumerate(GROUPS[:400])]
+    )
+    run_split()
+    found = splits.load(Path("data/splits"))
+    assert {name: indices.tolist() for name, indices in found.items()} == {
+        name: indices.tolist() for name, indices in assign(tokens.groups, 0, EIGHTY).items()
+    }
+    metrics = json.loads(Path("metrics/split.json").read_text())
+    assert list(metrics) == list(SPLITS)
+    for name, figures in metrics.items():
+        assert figures["documents"] == len(found[name])
+        assert figures["tokens"] == 2 * len(found[name])
+        assert figures["bytes"] == 4 * len(found[name])
+        assert sum(source["documents"] for source in figures["sources"].values()) == len(found[name])
+
+
+def test_the_stage_stops_at_an_empty_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens_of(tmp_path / "data/tokens", [("a", [4])])
+    with pytest.raises(UserError, match="no document of 1 falls there"):
+        run_split()
+    assert not Path("data/splits").exists()

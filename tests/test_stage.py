@@ -1,0 +1,208 @@
+"""What every stage does around its story: exit codes, one-line errors, inputs that must not change."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nima import stage
+from nima.errors import Interrupted, UserError
+from nima.params import Params, load
+from nima.runtime import Runtime
+from nima.stage import rewritten, run_stage
+
+SHIPPED = Path("params.yaml").resolve()
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with params, one stage and its inputs, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(stage, "die_with_parent", lambda: None)
+    (tmp_path / "params.yaml").write_bytes(SHIPPED.read_bytes())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.txt").write_text("a", encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  work:\n    cmd: x\n    deps:\n    - data\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+def exit_code(story: stage.Story) -> int:
+    """How a stage named "work" exits: 0 when it returns."""
+    try:
+        run_stage("work", story)
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def change_params(key: str, value: str) -> None:
+    text, count = re.subn(rf"(?m)^( *{key}:) \S+", rf"\1 {value}", Path("params.yaml").read_text(), count=1)
+    assert count == 1
+    Path("params.yaml").write_text(text)
+
+
+def test_a_stage_that_ends_well_notes_its_clock_figures() -> None:
+    seen = []
+
+    def story(params: Params, runtime: Runtime) -> dict[str, float]:
+        seen.append((params, runtime.scratch))
+        return {"tokens_per_second": 12.0}
+
+    assert exit_code(story) == 0
+    assert seen == [(load(SHIPPED), Path.cwd() / ".nima")]
+    timing = json.loads(Path("metrics/timing.json").read_text(encoding="utf-8"))["work"]
+    assert timing.keys() == {"seconds", "peak_memory_bytes", "tokens_per_second"}
+    assert timing["peak_memory_bytes"] > 10_000_000
+
+
+def raises(error: BaseException) -> stage.Story:
+    def story(params: Params, runtime: Runtime) -> None:
+        raise error
+
+    return story
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("data/x: missing"), 2, "work: data/x: missing\n"),
+        (Interrupted("stopped by SIGTERM"), 3, "work: stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 3, "work: stopped\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "models/x"),
+            2,
+            "work: models/x: cannot be written or read: Permission denied\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "models/x"),
+            2,
+            "work: models/x: cannot be written or read: Read-only file system\n",
+        ),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    assert exit_code(raises(error)) == code
+    assert capsys.readouterr().err == line
+    assert not Path("metrics/timing.json").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line() -> None:
+    def story(params: Params, runtime: Runtime) -> None:
+        with Path("/dev/full").open("w", encoding="utf-8") as file:
+            file.write("x")
+
+    with pytest.raises(UserError, match=r"cannot be written or read: No space left on device") as caught:
+        stage.tell_time("work", story)
+    assert str(Path.cwd()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "y"), ValueError("z")]
+)
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_stage("work", raises(error))
+
+
+def test_wrong_params_stop_a_stage_before_it_works(capsys: pytest.CaptureFixture[str]) -> None:
+    change_params("vocab_size", "12\n  typo: 1")
+    assert exit_code(raises(AssertionError("the story must not begin"))) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("work: params.yaml:") for line in lines)
+
+
+def test_a_missing_input_stops_a_stage_before_it_works(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data/a.txt").unlink()
+    Path("data").rmdir()
+    assert exit_code(raises(AssertionError("the story must not begin"))) == 2
+    assert capsys.readouterr().err.startswith("work: data: not found")
+
+
+def test_params_that_change_while_a_stage_runs_fail_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda *_: change_params("vocab_size", "123456")) == 2
+    assert capsys.readouterr().err == "work: params.yaml: changed while the stage ran; run again\n"
+
+
+def test_the_run_section_may_change_while_a_stage_runs() -> None:
+    assert exit_code(lambda *_: change_params("save_every_seconds", "5.5")) == 0
+
+
+def test_comments_may_change_while_a_stage_runs() -> None:
+    def story(params: Params, runtime: Runtime) -> None:
+        with Path("params.yaml").open("a") as file:
+            file.write("# a thought\n")
+
+    assert exit_code(story) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        (lambda: Path("data/a.txt").write_text("b", encoding="utf-8"), "data/a.txt changed"),
+        (lambda: Path("data/new.txt").write_text("b", encoding="utf-8"), "data/new.txt added"),
+        (lambda: Path("data/a.txt").unlink(), "data/a.txt removed"),
+    ],
+)
+def test_an_input_that_changes_while_a_stage_runs_fails_it_and_is_named(
+    capsys: pytest.CaptureFixture[str], change: object, phrase: str
+) -> None:
+    def story(params: Params, runtime: Runtime) -> None:
+        change()  # type: ignore[operator]
+
+    assert exit_code(story) == 2
+    assert phrase in capsys.readouterr().err
+
+
+def test_an_interrupted_stage_says_so_even_if_an_input_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    def story(params: Params, runtime: Runtime) -> None:
+        Path("data/a.txt").write_text("b", encoding="utf-8")
+        raise Interrupted("stopped by SIGINT")
+
+    assert exit_code(story) == 3
+    assert capsys.readouterr().err == "work: stopped by SIGINT\n"
+
+
+def test_a_stage_in_a_process_of_its_own_exits_with_its_code() -> None:
+    code = (
+        "from nima.errors import UserError\nfrom nima.stage import run_stage\n"
+        "def story(params, runtime):\n    raise UserError('nothing to read')\n"
+        "run_stage('work', story)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(stage.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (2, "work: nothing to read\n")
+
+
+def test_an_output_folder_is_emptied_of_everything(project: Path) -> None:
+    folder = project / "models/model"
+    (folder / "old").mkdir(parents=True)
+    (folder / "old/file").write_text("x", encoding="utf-8")
+    (folder / "weights").write_text("x", encoding="utf-8")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "elsewhere").symlink_to(project / "data")
+    assert rewritten(folder) == folder
+    assert list(folder.iterdir()) == []
+    assert (project / "data/a.txt").is_file()
+
+
+def test_a_file_in_place_of_an_output_folder_is_one_line(project: Path) -> None:
+    (project / "models").write_text("x", encoding="utf-8")
+    for folder in (project / "models", project / "models/model"):
+        with pytest.raises(UserError, match=r"^[^\n]*models[^\n]*: cannot be written: [^\n]+$"):
+            rewritten(folder)
+
+
+def test_a_folder_on_a_file_system_that_takes_no_files_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^/proc/nima: cannot be written: "):
+        rewritten(Path("/proc/nima"))
