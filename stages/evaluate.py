@@ -5,23 +5,23 @@ from pathlib import Path
 
 from nima import pretrained, splits
 from nima.checkpoint import drop_finished, sha256_of
+from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, bits_per_byte_csv, scorecard, scored_text
+from nima.metrics import write_metrics
 from nima.params import Params
-from nima.recipe import scorer_of
+from nima.pictures import draw_bars
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
 from nima.stage import rewritten, run_stage
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
-from nima.tracking import draw_bars, write_metrics
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
     device, folder = set_up_torch(runtime), Path("models/model")
     model, words, tokens = pretrained.load(folder), Tokenizer.load(folder), Tokens.open(Path("data/tokens"))
     split = splits.load(Path("data/splits"))["test"]
-    sizes = params.evaluate.model_dump(include={"window_tokens", "stride_tokens", "micro_batch_tokens"})
-    scorer = scorer_of(tokens, split, words, **sizes, max_tokens=None, precision=params.evaluate.precision)
+    scorer = scorer_of(tokens, split, words, max_tokens=None, **params.evaluate.model_dump())
     with StopRequest() as stop:
         started = time.perf_counter()
         parts = scorer(model.to(device), poll=stop.check)

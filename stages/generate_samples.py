@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 from nima import generation, pretrained, samples
+from nima.metrics import write_metrics
 from nima.params import Params
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
 from nima.stage import rewritten, run_stage
 from nima.tokenizer import Tokenizer
-from nima.tracking import write_metrics
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:

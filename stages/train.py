@@ -5,7 +5,8 @@ from pathlib import Path
 from nima import recipe
 from nima.checkpoint import open_run
 from nima.inputs import fingerprint
-from nima.params import Params, stage_dependencies
+from nima.params import Params
+from nima.params_file import stage_dependencies
 from nima.progress import TrainingProgress
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
@@ -16,10 +17,9 @@ from nima.training import Run, train
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
     device = set_up_torch(runtime)
-    parts = recipe.assemble(
-        params, device, tokenizer=Path("models/tokenizer"), tokens=Path("data/tokens"), split=Path("data/splits")
-    )
-    inputs = fingerprint(stage_dependencies(Path("dvc.yaml"), "train"))
+    words, tokens, split = Path("models/tokenizer"), Path("data/tokens"), Path("data/splits")
+    parts = recipe.assemble(params, device, tokenizer=words, tokens=tokens, split=split)
+    inputs = fingerprint(stage_dependencies("train"))
     decides = recipe.what_decides_the_result(params, inputs, device)
     path = recipe.run_path(runtime.scratch / "checkpoints", decides)
     with (

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
-    "prepare": {"min_chars": 20},
     "tokenize": {"vocab_size": 400},
     "model": {"preset": "custom-nano", "num_layers": 2, "width": 64, "context_tokens": 64, "dropout": 0.1},
     "training": {
@@ -32,6 +30,7 @@ SMALL = {
     "generate": {"max_new_tokens": 12, "prompts": ["The server", "To restart"]},
     "run": {"save_every_steps": 4, "save_every_seconds": None, "print_every_steps": 1},
 }
+NOT_COPIED = ("data/raw/", "tests/", "metrics/", "plots/", "dvc.lock")
 
 
 class Project:
@@ -39,8 +38,8 @@ class Project:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_", "NIMA_"))}
-        self.env = inherited | {
+        foreign = ("DVC_", "GIT_", "NIMA_")
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)} | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_SITE_CACHE_DIR": str(path.parent / "site-cache"),
             "DVC_NO_ANALYTICS": "1",
@@ -100,9 +99,8 @@ class Project:
 
     def outputs(self) -> dict[str, bytes]:
         """All that the pipeline writes, without the clock's figures."""
-        return self.files("data/documents", "data/rejected", "data/tokens", "data/splits", "data/samples") | self.files(
-            "models", "metrics", "plots"
-        )
+        data = ("data/documents", "data/rejected", "data/tokens", "data/splits", "data/samples")
+        return self.files(*data, "models", "metrics", "plots")
 
     def copy_to(self, path: Path) -> "Project":
         shutil.copytree(self.path, path, symlinks=True)
@@ -120,7 +118,9 @@ def write_small_corpus(folder: Path) -> None:
         lines = [f"# Note {number}", ""]
         for _ in range(draw.randint(3, 8)):
             thing, verb = draw.choice(things), draw.choice(verbs)
-            lines.append(f"To {verb} the {thing}, run the command below and wait until it is {draw.choice(states)}.")
+            lines.append(
+                f"To {verb} the {thing}, run this command and wait until it is {draw.choice(states)}."
+            )
             lines += ["", "```bash", f"ctl {verb} --{thing} {draw.randint(1, 99)}", "```", ""]
         (folder / f"note-{number:02d}.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -130,13 +130,13 @@ def create_project(path: Path) -> Project:
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
         source = ROOT / name
-        if source.is_file() and not name.startswith(("data/raw/", "tests/", "metrics/", "plots/", "dvc.lock")):
+        if source.is_file() and not name.startswith(NOT_COPIED):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, path / name)
     write_small_corpus(path / "data" / "raw" / "notes")
     project = Project(path)
     source = {"name": "notes", "path": "data/raw/notes", "glob": "**/*.md"}
-    project.set_params({section: dict(keys) for section, keys in SMALL.items()} | {"prepare": {"sources": [source], "min_chars": 20}})
+    project.set_params(SMALL | {"prepare": {"sources": [source], "min_chars": 20}})
     project.run(sys.executable, "-m", "nima.provision")
     project.run("git", "init", "-q", "-b", "main")
     project.commit("A small project")
@@ -144,7 +144,7 @@ def create_project(path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The small project after `dvc repro`, committed. Built once, whatever the number of test workers."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -158,7 +158,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proje
             project.dvc("repro")
             project.commit("The first results")
             (place.parent / "done").touch()
-    yield Project(place)
+    return Project(place)
 
 
 @pytest.fixture

@@ -119,6 +119,15 @@ def test_over_the_epochs_no_token_is_left_out_for_ever() -> None:
     assert seen == set(range(11))
 
 
+def test_each_epoch_visits_its_blocks_in_another_order() -> None:
+    batches = batches_of(numbered([400]))
+    orders = [
+        tuple(batches.start_of(epoch, place) - batches.start_of(epoch, 0) for place in range(100))
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 3
+
+
 # ---------------------------------------------------------------------------------------------- batches
 
 
@@ -233,6 +242,13 @@ def test_the_weight_of_one_document_does_not_move_the_copies_of_another() -> Non
 def test_more_documents_do_not_move_the_copies_of_the_earlier_ones() -> None:
     before, after = copies([0.5] * 200), copies([0.5] * 300)
     assert all(before[index] == after[index] for index in range(200))
+
+
+def test_leaving_a_document_out_of_the_split_does_not_move_the_copies_of_another() -> None:
+    tokens = ListedDocuments([[1]] * 200, None, [0.5] * 200)
+    after = Counter(training_order(tokens, np.arange(50, 200), 0).tolist())
+    before = copies([0.5] * 200)
+    assert {index: count for index, count in before.items() if index >= 50} == after
 
 
 def test_the_order_of_documents_is_shuffled_by_the_seed() -> None:

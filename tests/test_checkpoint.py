@@ -358,7 +358,7 @@ def small_disk(path: Path, size: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # tensors may still map its files
 
 
 BIG = 300_000  # values: 1.2 MB of weights, and as much again of optimizer state
@@ -378,7 +378,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_with_room(
         ballast = disk / "ballast"
         with open_run(disk / "run", PARTS, keep=2) as run:
             run.save(checkpoint(1, BIG))
-            ballast.write_bytes(bytes(3_500_000))
+            ballast.write_bytes(bytes(4_500_000))
             with monkeypatch.context() as lies:
                 if not checked_before:
                     ask_no_size(lies)
@@ -406,7 +406,7 @@ def test_a_disk_without_any_room_is_one_line_when_a_run_is_opened(tmp_path: Path
         with contextlib.suppress(OSError), (disk / "ballast").open("wb") as ballast:
             ballast.write(bytes(2_000_000))
         with (
-            pytest.raises(UserError, match="free some room and run again"),
+            pytest.raises(UserError, match="run: cannot be written: No space left on device"),
             open_run(disk / "run", PARTS, keep=2),
         ):
             pass

@@ -4,6 +4,7 @@ import lzma
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 
 import pytest
 import zstandard
@@ -37,7 +38,7 @@ def test_the_same_text_gives_the_same_floors() -> None:
 
 
 @pytest.mark.parametrize(("command", "compress"), [("xz -9", xz), ("zstd -19", zstd)])
-def test_the_size_is_that_of_the_command_line_tool(command: str, compress) -> None:  # noqa: ANN001
+def test_the_size_is_that_of_the_command_line_tool(command: str, compress: Callable[[bytes], bytes]) -> None:
     if shutil.which(command.split()[0]) is None:
         pytest.skip(f"no {command.split()[0]} on this machine")
     text = TEXT + noise(5000)

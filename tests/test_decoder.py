@@ -5,11 +5,19 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_models import random_ids, tiny_config, tiny_model
+from torch.nn.functional import cross_entropy
 
 from nima import decoder
-from nima.decoder import IGNORED, Cache, Decoder, DecoderConfig, autocast, init_parameters, linear_cross_entropy
+from nima.decoder import (
+    IGNORED,
+    Cache,
+    Decoder,
+    DecoderConfig,
+    autocast,
+    init_parameters,
+    linear_cross_entropy,
+)
 from nima.presets import PRESETS, resolve
 
 
@@ -111,7 +119,7 @@ def test_the_loss_and_its_gradients_are_torchs(
     (loss * 0.25).backward()
     x2, weight2, _ = loss_inputs(dtype)
     logits = x2.float() @ weight2.to(dtype).float().T
-    expected = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    expected = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     (expected * 0.25).backward()
     assert loss.dtype == torch.float32
     assert x.grad is not None
@@ -141,7 +149,7 @@ def test_a_models_loss_has_the_gradients_of_its_logits(tied: bool) -> None:
     ids, targets = random_ids(2, 12), random_ids(2, 12, seed=1)
     model, same = tiny_model(tie_embeddings=tied), tiny_model(tie_embeddings=tied)
     model.loss_sum(ids, targets).backward()
-    F.cross_entropy(same(ids).flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    cross_entropy(same(ids).flatten(0, 1), targets.flatten(), reduction="sum").backward()
     for (name, parameter), other in zip(model.named_parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-3, msg=name)
 
@@ -190,6 +198,14 @@ def test_an_untrained_model_with_its_own_head_finds_all_tokens_equally_likely(pr
     assert model.loss_sum(ids, ids).item() / 32 == pytest.approx(math.log(300), rel=1e-5)
 
 
+@pytest.mark.parametrize("preset", ["custom-nano", "custom-small", "custom-large"])
+def test_an_untrained_model_with_a_tied_head_begins_near_the_same(preset: str) -> None:
+    model = Decoder(DecoderConfig(vocab_size=300, **resolve(preset, {"num_layers": 1})))
+    init_parameters(model, seed=0)
+    ids = random_ids(2, 16, vocab_size=300)
+    assert model.loss_sum(ids, ids.roll(1, dims=1)).item() / 32 == pytest.approx(math.log(300), abs=0.2)
+
+
 def test_a_parameter_that_no_rule_names_raises() -> None:
     model = tiny_model()
     model.extra = torch.nn.Linear(2, 2, bias=False)
@@ -230,8 +246,21 @@ def test_presets_have_the_size_they_are_named_for(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_field_of_a_preset_can_be_overridden(preset: str) -> None:
     config = DecoderConfig(vocab_size=300, **resolve(preset, {}))
-    changes = {"num_layers": 1, "width": 64, "num_heads": 4, "num_kv_heads": 1, "mlp": "swiglu", "mlp_width": 96}
-    changes |= {"context_tokens": 32, "dropout": 0.1, "tie_embeddings": False, "rope_theta": 5e5, "norm_eps": 1e-5}
+    changes = {
+        "num_layers": 1,
+        "width": 64,
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "mlp": "swiglu",
+        "mlp_width": 96,
+    }
+    changes |= {
+        "context_tokens": 32,
+        "dropout": 0.1,
+        "tie_embeddings": False,
+        "rope_theta": 5e5,
+        "norm_eps": 1e-5,
+    }
     overridden = DecoderConfig(vocab_size=300, **resolve(preset, changes | {"width": 64}))
     assert overridden == replace(config, **changes)
     assert set(asdict(config)) == {"vocab_size", *changes}

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model
+from torch.nn.functional import cross_entropy
 
 from nima.batches import Stream, evenly_spread, scoring_windows
 from nima.decoder import IGNORED, Decoder
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 
 class Documents:
-    """Tokens in memory. Each document ends with end-of-text; `untrained` ones have holes in what is scored."""
+    """Tokens in memory. Each document ends with end-of-text; `holes` are not scored."""
 
     def __init__(self, lengths: list[int], holes: bool = False) -> None:
         generator = np.random.default_rng(0)
@@ -52,7 +52,9 @@ class Documents:
         return np.array([[start, min(start + 2, size)] for start in range(1, size, 3)]).reshape(-1, 2)
 
 
-def scorer(documents: Documents, window: int = 16, stride: int = 8, batch: int = 64, **changes: object) -> Scorer:
+def scorer(
+    documents: Documents, window: int = 16, stride: int = 8, batch: int = 64, **changes: object
+) -> Scorer:
     chosen = np.arange(documents.num_documents)
     stream = Stream(documents, chosen)
     made = Scorer(
@@ -70,7 +72,7 @@ def scorer(documents: Documents, window: int = 16, stride: int = 8, batch: int =
 LENGTHS = [5, 1, 23, 40, 2, 17, 9]
 
 
-# ----------------------------------------------------------------------- against a straightforward computation
+# -------------------------------------------------------------------- against a straightforward computation
 
 
 def straightforward(
@@ -91,7 +93,7 @@ def straightforward(
         start = max(0, stop - window)
         with torch.no_grad():
             logits = model(torch.from_numpy(inputs[None, start:stop]))[0]
-        losses = F.cross_entropy(logits, torch.from_numpy(text[start:stop]), reduction="none")
+        losses = cross_entropy(logits, torch.from_numpy(text[start:stop]), reduction="none")
         for place in range(done, stop):
             if trained[place]:
                 token = int(text[place])
@@ -105,7 +107,9 @@ def straightforward(
 
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 16), (16, 15), (7, 1), (64, 32)])
-def test_likelihoods_are_those_of_a_straightforward_computation(window: int, stride: int, holes: bool) -> None:
+def test_likelihoods_are_those_of_a_straightforward_computation(
+    window: int, stride: int, holes: bool
+) -> None:
     model, documents = tiny_model(), Documents(LENGTHS, holes)
     found = scorer(documents, window, stride)(model)
     expected = straightforward(model, documents, window, stride)
@@ -125,7 +129,7 @@ def test_more_context_changes_the_likelihood_of_text_that_depends_on_it() -> Non
     assert abs(few.nats - many.nats) > 0.1
 
 
-# -------------------------------------------------------------------------------------- each token exactly once
+# ------------------------------------------------------------------------------------ each token exactly once
 
 
 @settings(max_examples=150, deadline=None)
@@ -209,7 +213,7 @@ def test_mixed_precision_stays_close_to_float32() -> None:
 
 def test_scoring_leaves_random_numbers_weights_and_mode_alone() -> None:
     model, documents = tiny_model(dropout=0.5), Documents(LENGTHS)
-    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()
     outcomes = []
     for training in (True, False):
         model.train(training)
@@ -217,7 +221,7 @@ def test_scoring_leaves_random_numbers_weights_and_mode_alone() -> None:
         assert model.training is training
     assert outcomes[0] == outcomes[1], "dropout acted"
     assert torch.equal(torch.get_rng_state(), torch_before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_before[1])
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from nima import params
+from nima import params, params_file
 from nima.errors import ParamsError
 from nima.presets import PRESETS
 
@@ -141,7 +141,7 @@ def edited(tmp_path: Path, *edits: tuple[str, str]) -> Path:
 
 def problems_of(path: Path) -> list[str]:
     with pytest.raises(ParamsError) as caught:
-        params.load(path)
+        params_file.load(path)
     assert all("\n" not in problem for problem in caught.value.problems)
     assert str(caught.value) == "\n".join(caught.value.problems)
     return caught.value.problems
@@ -164,7 +164,7 @@ def line_with(path: Path, text: str) -> int:
 
 
 def test_the_shipped_params_load() -> None:
-    loaded = params.load(SHIPPED)
+    loaded = params_file.load(SHIPPED)
     assert loaded.training.lr == 0.01
     assert loaded.model.shape()["context_tokens"] == 512
     assert [source.name for source in loaded.prepare.sources] == ["aws-cli", "guides", "questions"]
@@ -203,7 +203,7 @@ def test_every_key_of_the_schema_but_overrides_stands_in_the_shipped_params() ->
 
 @pytest.mark.parametrize("number", ["1e-4", "0.0001", "1E-4", "1.0e-04", ".0001"])
 def test_every_way_to_write_a_small_number_is_a_float(tmp_path: Path, number: str) -> None:
-    assert params.load(edited(tmp_path, ("lr: 0.01", f"lr: {number}"))).training.lr == 1e-4
+    assert params_file.load(edited(tmp_path, ("lr: 0.01", f"lr: {number}"))).training.lr == 1e-4
 
 
 @pytest.mark.parametrize("value", [1e-06, 1e-05, 3e-4, 1.0])
@@ -214,20 +214,20 @@ def test_floats_as_dvc_writes_them_load_again(tmp_path: Path, value: float) -> N
     path = tmp_path / "params.yaml"
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
-    loaded = params.load(path).training.lr
+    loaded = params_file.load(path).training.lr
     assert type(loaded) is float
     assert loaded == value
 
 
 def test_a_whole_number_is_a_float_where_one_is_due(tmp_path: Path) -> None:
-    assert params.load(edited(tmp_path, ("lr: 0.01", "lr: 1"))).training.lr == 1.0
+    assert params_file.load(edited(tmp_path, ("lr: 0.01", "lr: 1"))).training.lr == 1.0
 
 
 def test_anchored_values_keep_their_types(tmp_path: Path) -> None:
     path = edited(
         tmp_path, ("control_characters: true", "control_characters: &yes true"), ("seed: 7", "seed: &n 7")
     )
-    loaded = params.load(path)
+    loaded = params_file.load(path)
     assert loaded.prepare.cleaning.control_characters is True
     assert loaded.generate.seed == 7
 
@@ -269,7 +269,7 @@ def test_a_seed_that_passes_is_one_that_every_generator_takes(tmp_path: Path) ->
     import numpy as np
     import torch
 
-    seed = params.load(edited(tmp_path, ("seed: 1\n", "seed: 4294967295\n"))).training.seed
+    seed = params_file.load(edited(tmp_path, ("seed: 1\n", "seed: 4294967295\n"))).training.seed
     np.random.Philox(key=[seed, 2])
     torch.manual_seed(seed * 1_000_003 + 100_000_000)
 
@@ -359,7 +359,7 @@ def test_a_section_without_content_is_named(tmp_path: Path) -> None:
 
 def test_the_run_section_may_be_left_out(tmp_path: Path) -> None:
     text = COMPLETE
-    loaded = params.load(written(tmp_path / "params.yaml", text[: text.index("\nrun:")]))
+    loaded = params_file.load(written(tmp_path / "params.yaml", text[: text.index("\nrun:")]))
     assert loaded.run == params.RunParams()
 
 
@@ -484,7 +484,7 @@ def test_a_file_that_is_not_utf8_is_named_with_line_and_byte(tmp_path: Path) -> 
 def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes())
-    assert params.load(path) == params.load(SHIPPED)
+    assert params_file.load(path) == params_file.load(SHIPPED)
 
 
 def test_a_missing_file_tells_where_to_run(tmp_path: Path) -> None:
@@ -505,13 +505,14 @@ def test_a_python_tag_executes_nothing(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ dependencies
 
 
-def test_a_stage_depends_on_what_dvc_yaml_names(tmp_path: Path) -> None:
-    path = written(
-        tmp_path / "dvc.yaml",
-        "stages:\n  train:\n    deps:\n      - data/tokens\n      - src/a.py\n  bare:\n    cmd: y\n",
-    )
-    assert params.stage_dependencies(path, "train") == [Path("data/tokens"), Path("src/a.py")]
-    assert params.stage_dependencies(path, "bare") == []
-    assert params.stage_dependencies(path, "unknown") == []
-    assert params.stage_dependencies(tmp_path / "nowhere.yaml", "train") == []
-    assert params.stage_dependencies(written(path, "stages:\n"), "train") == []
+def test_a_stage_depends_on_what_dvc_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert params_file.stage_dependencies("train") == []
+    deps = "    deps:\n      - data/tokens\n      - src/a.py\n    params:\n      - model\n"
+    written(tmp_path / "dvc.yaml", f"stages:\n  train:\n{deps}  bare:\n    cmd: y\n")
+    assert params_file.stage_dependencies("train") == [Path("data/tokens"), Path("src/a.py")]
+    assert params_file.stage_sections("train") == ["model"]
+    assert params_file.stage_dependencies("bare") == params_file.stage_sections("bare") == []
+    assert params_file.stage_dependencies("unknown") == []
+    written(tmp_path / "dvc.yaml", "stages:\n")
+    assert params_file.stage_dependencies("train") == []

@@ -26,7 +26,7 @@ def test_a_second_repro_runs_nothing_and_leaves_the_lock_alone(project: Project)
 
 
 def test_the_lock_names_every_stage_and_git_is_clean_but_for_the_clock(project: Project) -> None:
-    assert [stage for stage in ALL_STAGES if f"  {stage}:" in project.read("dvc.lock")] == ALL_STAGES
+    assert [stage for stage in ALL_STAGES if f"\n  {stage}:\n" in project.read("dvc.lock")] == ALL_STAGES
     assert project.run("git", "status", "--porcelain").stdout.strip() in ("", "M metrics/timing.json")
 
 
@@ -43,7 +43,7 @@ def test_a_learning_rate_reruns_training_and_what_follows(project: Project) -> N
     done = project.dvc("exp", "run", "-n", "slower", "-S", "training.lr=1e-4")
     assert stages_run(done.stdout) == ["train", "evaluate", "generate_samples"]
     assert "lr: 0.0001" in project.read("params.yaml")
-    assert len(re.findall(r"^# |  #", project.read("params.yaml"), re.M)) > 20, "comments survive"
+    assert project.read("params.yaml").count(" # ") > 50, "comments survive"
 
     # One change is one visible line.
     diff = project.dvc("params", "diff", "--md").stdout
@@ -66,7 +66,7 @@ def test_tiny_learning_rates_stay_numbers(project: Project) -> None:
 
 
 def test_a_new_document_reruns_everything_and_a_prompt_only_the_samples(project: Project) -> None:
-    (project.path / "data/raw/notes/note-99.md").write_text("# Note 99\n\nA note that is new and long enough.\n")
+    (project.path / "data/raw/notes/note-99.md").write_text("# Note 99\n\nA note, new and long enough.\n")
     assert stages_run(project.dvc("repro").stdout) == ALL_STAGES
     project.set_params({"generate": {"prompts": ["Mount the"]}})
     assert stages_run(project.dvc("repro").stdout) == ["generate_samples"]
@@ -87,11 +87,12 @@ def test_a_temporary_run_uses_its_own_code_and_leaves_the_workspace_alone(projec
     assert "train" in stages_run(done.stdout)
     assert project.outputs() == before
     assert "aside" in project.dvc("exp", "list", "--name-only").stdout
-    assert not list((project.path / ".nima" / "checkpoints").glob("*")), "a finished run leaves no checkpoints"
+    assert not list(project.path.glob(".nima/checkpoints/*")), "a finished run leaves no checkpoints"
 
 
 def test_queued_experiments_run_in_workers(project: Project) -> None:
-    project.dvc("exp", "run", "--queue", "-n", "queued", "-S", "training.lr=0.003", "-S", "training.max_steps=8")
+    changes = ("-S", "training.lr=0.003", "-S", "training.max_steps=8")
+    project.dvc("exp", "run", "--queue", "-n", "queued", *changes)
     project.dvc("queue", "start", "-j", "1")
     project.run("dvc", "queue", "logs", "queued", "-f", check=False)
     for _ in range(60):
@@ -104,7 +105,7 @@ def test_queued_experiments_run_in_workers(project: Project) -> None:
 
 
 def test_a_bad_param_stops_before_any_work_with_one_line_for_each_problem(project: Project) -> None:
-    project.set_params({"training": {"batch_tokens": 1000, "lr": -1.0}})
+    project.set_params({"training": {"precision": "fp8", "lr": -1.0}})
     done = project.dvc("repro", check=False)
     assert done.returncode != 0
     problems = [line for line in done.stderr.splitlines() if line.startswith("train: params.yaml:")]
@@ -168,7 +169,8 @@ def test_plots_of_two_revisions_open_without_the_network(project: Project, tmp_p
     assert {row["rev"] for row in rows_of(loss)} == {"HEAD", "workspace"}
     assert {Path(row["filename"]).parent.name for row in rows_of(loss)} == {"train", "validation"}
     width, height = struct.unpack(">II", (tmp_path / "page.png").read_bytes()[16:24])
-    assert width >= 1000 and height >= 900
+    assert width >= 1000
+    assert height >= 900
 
 
 def vega_specs(page: str) -> list[dict]:

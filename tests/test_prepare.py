@@ -12,7 +12,8 @@ import pytest
 
 from nima.corpus.document import Document, read_documents, read_rejections
 from nima.errors import SourceError, UserError
-from nima.params import Params, PrepareParams, load
+from nima.params import Params, PrepareParams
+from nima.params_file import load
 from nima.runtime import Runtime
 from nima.runtime import load as load_runtime
 from stages import prepare

@@ -120,6 +120,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_config(folder, hidden_size=None),
         r"config\.json: key 'hidden_size' is missing",
     ),
+    "no heads": (
+        lambda folder: edit_config(folder, num_attention_heads=0),
+        r"config\.json: no network has this shape: ",
+    ),
     "truncated weights": (truncate, r"model\.safetensors: not a whole safetensors file"),
     "empty weights": (
         lambda folder: (folder / "model.safetensors").write_bytes(b""),

@@ -46,7 +46,7 @@ def test_a_record_says_how_its_text_came_about() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["two\nlines\r\n", "quote \" and \\", "Việt — ☸", "\x00\x1b\ufffd"])
+@pytest.mark.parametrize("text", ["two\nlines\r\n", 'quote " and \\', "Việt — ☸", "\x00\x1b\ufffd"])
 def test_each_sample_is_one_line_of_json(text: str) -> None:
     written = samples.jsonl([sample(text=text), sample(prompt=text)])
     lines = written.split("\n")
@@ -55,7 +55,7 @@ def test_each_sample_is_one_line_of_json(text: str) -> None:
 
 
 def blocks(page: str) -> list[str]:
-    """The contents of a page's fenced blocks, by CommonMark's rule: a fence closes one no longer than itself."""
+    """The contents of a page's fenced blocks, as CommonMark reads them."""
     found, fence, content = [], None, []
     for line in page.split("\n"):
         if fence is None:
@@ -70,7 +70,9 @@ def blocks(page: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("text", ["plain", "```bash\nls\n```\n", "`````\n", "# no heading\n~~~~", "a `b` ```` c"])
+@pytest.mark.parametrize(
+    "text", ["plain", "```bash\nls\n```\n", "`````\n", "# no heading\n~~~~", "a `b` ```` c"]
+)
 def test_the_page_shows_each_text_untouched(text: str) -> None:
     page = samples.markdown([sample(text=text), sample(text="next")])
     assert blocks(page) == [f"Docker is{text}", "Docker isnext"]

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nima import params as params_schema
-from nima import runtime, splits
+from nima import params_file, runtime, splits
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
 from nima.errors import UserError
@@ -266,7 +265,7 @@ def test_an_empty_training_part_is_an_error_with_a_way_out() -> None:
 def run_split(**changes: object) -> None:
     from stages import split
 
-    params = params_schema.load(ROOT / "params.yaml")
+    params = params_file.load(ROOT / "params.yaml")
     settings = params.split.model_copy(update=changes)
     split.main(params.model_copy(update={"split": settings}), runtime.load(Path.cwd()))
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima import params as params_schema
-from nima import runtime
+from nima import params_file, runtime
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.errors import UserError
@@ -286,7 +285,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_tokenize(**changes: object) -> None:
     from stages import tokenize
 
-    params = params_schema.load(ROOT / "params.yaml")
+    params = params_file.load(ROOT / "params.yaml")
     settings = params.tokenize.model_copy(update={"vocab_size": 400, **changes})
     tokenize.main(params.model_copy(update={"tokenize": settings}), runtime.load(Path.cwd()))
 

@@ -17,18 +17,16 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nima.errors import CheckpointError, UserError
+from nima.tensors import read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
 FINISHED = "finished.json"
@@ -110,7 +108,7 @@ class RunFolder:
         path = self.path / record["file"]
         if not path.is_file() or sha256_of(path) != record["sha256"]:
             raise CheckpointError(f"{path}: missing or damaged")
-        return load_file(path)
+        return read_tensors(path)
 
     def finish(self, model_sha256: str) -> None:
         """Note which exported model came out. The state stays until `drop_finished`: if DVC then fails to
@@ -145,9 +143,9 @@ class RunFolder:
             raise self.disk_full(what, f"needs {size + SPARE_BYTES:,} bytes, {free:,} are free")
         try:
             yield
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             remove(partial)
-            if error_number(error) in DISK_FULL:
+            if error.errno in DISK_FULL:
                 raise self.disk_full(what, "the disk filled up while it was written") from None
             raise
 
@@ -164,7 +162,7 @@ def open_run(path: Path, parts: dict[str, Any], keep: int) -> Iterator[RunFolder
     """The run's folder, locked: two trainers never share one. Raises `UserError` if another holds it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("a+", encoding="utf-8")
+        lock = (path / "lock").open("ab+", buffering=0)  # on a full disk, closing has nothing left to write
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     with lock:
@@ -172,21 +170,19 @@ def open_run(path: Path, parts: dict[str, Any], keep: int) -> Iterator[RunFolder
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
+            holder = lock.read().decode() or "unknown"
             raise UserError(
-                f"{path}: another trainer (pid {lock.read().strip() or 'unknown'}) is running this very run; "
+                f"{path}: another trainer (pid {holder}) is running this very run; "
                 "wait for it, or stop it first"
             ) from None
         for leftover in path.glob("partial-*"):
             remove(leftover)
         try:
             lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            lock.write(str(os.getpid()).encode())
             write_json(path / "run.json", parts)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {error.strerror}; free some room and run again"
-            ) from None
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         yield RunFolder(path, keep)
 
 
@@ -212,11 +208,11 @@ def load(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return Checkpoint(
             step=state["step"],
-            model=load_file(path / "model.safetensors"),
-            optimizer=load_file(path / "optimizer.safetensors"),
+            model=read_tensors(path / "model.safetensors"),
+            optimizer=read_tensors(path / "optimizer.safetensors"),
             state=state,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not written by Nima: {' '.join(str(error).split())}") from None
 
 
@@ -249,24 +245,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return {"version": VERSION, "files": files}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    sync_file(path)
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, allow_nan=True)
         file.write("\n")
     sync_file(path)
-
-
-def error_number(error: OSError | SafetensorError) -> int | None:
-    """The system's number of an error; safetensors only tells it in words."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def num_bytes(tensors: dict[str, Tensor]) -> int:

@@ -147,9 +147,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate = (
-            nn.Linear(config.width, config.mlp_width, bias=False) if config.mlp == "swiglu" else None
-        )
+        self.gate = nn.Linear(config.width, config.mlp_width, bias=False) if config.mlp == "swiglu" else None
         self.up = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
 
@@ -293,39 +291,44 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> 
 # ------------------------------------------------------------------------------------ initialisation
 
 
+EMBEDDING_STD = 0.05  # of 0.02, 0.05 and 1, the best validation loss after 120 updates of the default recipe
+
+
 def init_parameters(model: Decoder, seed: int) -> None:
     """Give every parameter its initial value; a parameter that no rule names is a bug.
 
-    Outputs of sub-layers and the head begin at zero, so that the first steps only move what is certain
-    (the residual stream begins as the embedding; with a head of its own, the first loss is exactly ln V).
+    Outputs of sub-layers and the head begin at zero, so that the first steps only move what is certain: the
+    residual stream begins as the embedding, the first loss is ln V. A tied head can't be zero; the last norm
+    begins so small that a token's own logit is about 1, which leaves the first loss close to ln V.
     """
     generator = torch.Generator().manual_seed(seed)
+    config = model.config
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            match init_rule(name, tied=model.config.tie_embeddings):
-                case "ones":
-                    parameter.fill_(1.0)
+            match init_rule(name):
                 case "zeros":
                     parameter.zero_()
-                case "unit":
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
-                case "small":
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-                case "fan_in":
+                case "ones":
+                    parameter.fill_(1.0)
+                case "last norm":
+                    parameter.fill_(1 / (EMBEDDING_STD * config.width) if config.tie_embeddings else 1.0)
+                case "embedding":
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * EMBEDDING_STD)
+                case "fan in":
                     bound = math.sqrt(3 / parameter.shape[1])
                     parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
 
-def init_rule(name: str, tied: bool) -> str:
+def init_rule(name: str) -> str:
     """Which rule a parameter's initial value follows, by the last parts of its name."""
     owner, _, kind = name.rpartition(".")
     module = owner.rpartition(".")[2]
     if kind == "gain":
-        return "ones"
+        return "last norm" if owner == "norm" else "ones"
     if module == "embedding":
-        return "small" if tied else "unit"
+        return "embedding"
     if module in ("output", "down", "head"):
         return "zeros"
     if module in ("query", "key", "value", "up", "gate"):
-        return "fan_in"
+        return "fan in"
     raise ValueError(f"no rule of initialisation names {name}")

@@ -5,18 +5,15 @@ weights map one to one.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nima.decoder import Decoder, DecoderConfig
 from nima.errors import UserError
+from nima.tensors import DamagedTensorsError, read_tensors, write_tensors
 
 ARCHITECTURES = {"swiglu": ("qwen3", "Qwen3ForCausalLM"), "relu2": ("apertus", "ApertusForCausalLM")}
 NORMS = {
@@ -45,19 +42,24 @@ def save(model: Decoder, weights: dict[str, Tensor], folder: Path, *, end_of_tex
     write_json(folder / "config.json", config_json(model.config) | special)
     write_json(folder / "generation_config.json", special | {"do_sample": False})
     renamed = {
-        external_name(name, model.config.mlp): tensor.detach().float().cpu().contiguous()
+        external_name(name, model.config.mlp): tensor.float()
         for name, tensor in weights.items()
         if not (model.config.tie_embeddings and name == "head.weight")
     }
     partial = folder / "model.safetensors.partial"
-    save_file(renamed, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    write_tensors(partial, renamed, metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
 
 
 def load(folder: Path) -> Decoder:
     """The decoder in `folder`, in float32. Raises `UserError` when a file is missing or does not fit."""
     config = decoder_config(read_json(folder / "config.json"), folder)
-    model = Decoder(config)
+    try:
+        model = Decoder(config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: no network has this shape: {' '.join(str(error).split())}"
+        ) from None
     weights = read_weights(folder / "model.safetensors")
     expected = {external_name(name, config.mlp): name for name in model.state_dict()}
     if config.tie_embeddings and "model.embed_tokens.weight" in weights:
@@ -136,11 +138,10 @@ def decoder_config(content: dict[str, Any], folder: Path) -> DecoderConfig:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+        return {name: tensor.float() for name, tensor in read_tensors(path).items()}
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
-    except SafetensorError as error:
+    except DamagedTensorsError as error:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import vl_convert
 
-from nima import params, runtime
+from nima import params_file, runtime
 from nima.corpus.sources import fetch_packages
 from nima.errors import UserError
 
@@ -22,12 +22,13 @@ PAGE = """<!DOCTYPE html>
 <title>Nima: plots</title>
 {refresh_tag}
 <style>
-  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1c2330; }
+  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; }
   h1 { font-size: 1.4rem; }
   main { display: flex; flex-wrap: wrap; gap: 1.5rem; }
-  main > div, main > p { border: 1px solid #dfe3ea; border-radius: 8px; padding: .8rem; max-width: 100%; overflow-x: auto; }
+  main > div, main > p { border: 1px solid #dfe3ea; border-radius: 8px; padding: .8rem; overflow-x: auto; }
   main img { max-width: 100%; height: auto; }
-  table { border-collapse: collapse; } th, td { padding: .2rem .7rem; border-bottom: 1px solid #dfe3ea; text-align: left; }
+  table { border-collapse: collapse; }
+  th, td { padding: .2rem .7rem; border-bottom: 1px solid #dfe3ea; text-align: left; }
 </style>
 <script>
 JAVASCRIPT
@@ -45,7 +46,7 @@ JAVASCRIPT
 
 def main() -> None:
     root = Path.cwd()
-    settings = params.load(root / "params.yaml")
+    settings = params_file.load(root / "params.yaml")
     fetch_packages(settings.prepare.sources, runtime.load(root).packages)
     write_plots_page(root / ".dvc" / "plots" / "page.html")
 
@@ -53,7 +54,7 @@ def main() -> None:
 def write_plots_page(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Inside a script element, "</script" would end it.
-    bundle = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub asks for an optional snippet.replace("</script", "<\\/script")
     path.write_text(PAGE.replace("JAVASCRIPT", bundle), encoding="utf-8")
 
 

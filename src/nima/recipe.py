@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from nima import pretrained, splits, tracking
-from nima.batches import Stream, TrainingBatches, evenly_spread, scoring_windows, steps_of, training_batches
+from nima import pictures, pretrained, splits
+from nima.batches import TrainingBatches, steps_of, training_batches
 from nima.checkpoint import run_fingerprint, sha256_of
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
-from nima.evaluation.likelihood import Scorer
+from nima.evaluation.likelihood import Scorer, scorer_of
+from nima.metrics import Row
 from nima.params import Params
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
-from nima.tracking import Row
 from nima.training import Result, Run
 
 
@@ -63,31 +62,6 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
     return Recipe(model.to(device), words, batches, scorer, total_steps)
 
 
-def scorer_of(
-    tokens: Tokens,
-    documents: NDArray[np.int64],
-    tokenizer: Tokenizer,
-    *,
-    window_tokens: int,
-    stride_tokens: int,
-    max_tokens: int | None,
-    micro_batch_tokens: int,
-    precision: str,
-) -> Scorer:
-    """Scores a split's documents, all of them or at most `max_tokens` spread evenly."""
-    stream = Stream(tokens, documents)
-    windows = evenly_spread(scoring_windows(stream.num_tokens, window_tokens, stride_tokens), max_tokens)
-    return Scorer(
-        stream=stream,
-        windows=windows,
-        end_of_text=tokenizer.end_of_text,
-        token_bytes=tokenizer.token_bytes(),
-        sources=tokens.sources,
-        micro_batch_tokens=micro_batch_tokens,
-        precision=precision,
-    )
-
-
 def what_decides_the_result(params: Params, inputs: str, device: torch.device) -> dict[str, Any]:
     """All that a run's weights depend on; a run continues only from checkpoints with the same."""
     return {
@@ -95,6 +69,7 @@ def what_decides_the_result(params: Params, inputs: str, device: torch.device) -
         "training": params.training.model_dump(),
         "inputs_sha256": inputs,
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "device": device.type,
     }
 
@@ -103,14 +78,16 @@ def run_path(checkpoints: Path, parts: dict[str, Any]) -> Path:
     return checkpoints / run_fingerprint(parts)[:16]
 
 
-def write_outputs(recipe: Recipe, params: Params, run: Run, result: Result, *, model: Path, last: Path) -> None:
+def write_outputs(
+    recipe: Recipe, params: Params, run: Run, result: Result, *, model: Path, last: Path
+) -> None:
     """The kept and the last weights as Hugging Face folders, metrics/train.json and the pictures."""
     best, final = result.best_weights, recipe.model.state_dict()
     for folder, weights in ((model, best if params.training.keep == "best" else final), (last, final)):
         words = recipe.tokenizer
         pretrained.save(recipe.model, weights, folder, end_of_text=words.end_of_text, pad=words.pad)
         words.save(folder, context_tokens=recipe.model.config.context_tokens)
-    tracking.draw_curves("train", result.state.rows)
+    pictures.draw_curves("train", result.state.rows)
     run.live.finish(summary_of(recipe, result))
     run.folder.finish(sha256_of(model / "model.safetensors"))
 

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nima import params as params_schema
+from nima import params_file
 from nima import runtime as runtime_settings
 from nima.errors import EXIT_INTERRUPTED, InputsChangedError, UserError
 from nima.inputs import guard_inputs
+from nima.metrics import write_timing
 from nima.params import Params
 from nima.runtime import Runtime
 from nima.signals import die_with_parent
-from nima.tracking import write_timing
 
 PARAMS = Path("params.yaml")
 # What the user's machine refuses: a disk that is full or read-only, a folder that is someone else's.
@@ -41,9 +41,9 @@ def run_stage(name: str, story: Story) -> None:
 
 def tell_time(name: str, story: Story) -> None:
     started = time.perf_counter()
-    params = params_schema.load(PARAMS)
+    params = params_file.load(PARAMS)
     runtime = runtime_settings.load(Path.cwd())
-    with guard_inputs(params_schema.stage_dependencies(Path("dvc.yaml"), name)):
+    with guard_inputs(params_file.stage_dependencies(name)):
         try:
             figures = story(params, runtime) or {}
         except OSError as error:
@@ -52,11 +52,14 @@ def tell_time(name: str, story: Story) -> None:
             place = error.filename or Path.cwd()
             raise UserError(f"{place}: cannot be written or read: {error.strerror}") from None
     # DVC records the params as they are when the stage ends.
-    if params_schema.load(PARAMS).model_dump(exclude={"run"}) != params.model_dump(exclude={"run"}):
-        raise InputsChangedError(f"{PARAMS}: changed while the stage ran; run again")
+    sections = params_file.stage_sections(name)
+    after = params_file.load(PARAMS)
+    if changed := [key for key in sections if getattr(after, key) != getattr(params, key)]:
+        raise InputsChangedError(f"{PARAMS}: {', '.join(changed)} changed while the stage ran; run again")
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
     write_timing(name, {"seconds": seconds, "peak_memory_bytes": peak_bytes} | figures)
+    print(f"{name}: done in {seconds:.1f} s, at most {peak_bytes / 1e6:.0f} MB; see metrics/{name}.json")  # noqa: T201
 
 
 def rewritten(folder: Path) -> Path:

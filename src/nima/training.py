@@ -17,13 +17,14 @@ from nima.checkpoint import Checkpoint, RunFolder
 from nima.decoder import IGNORED, Decoder, autocast
 from nima.errors import NonFiniteError
 from nima.evaluation.likelihood import Scorer, total
+from nima.metrics import Row
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
 from nima.progress import TrainingProgress
 from nima.schedule import lr_factor
 from nima.signals import StopRequest
 from nima.stopping import EarlyStopping, improves
-from nima.tracking import Row, StageLive
+from nima.tracking import StageLive
 
 
 @dataclass
@@ -37,6 +38,7 @@ class State:
     stopper: dict[str, Any] = field(default_factory=lambda: {"best": None, "misses": 0})
     scaler: dict[str, Any] = field(default_factory=dict)
     skipped_updates: int = 0
+    threads: int = 0
     # Sums since the last logged row.
     nats: float = 0.0
     tokens: int = 0
@@ -83,7 +85,12 @@ def train(
         settings.early_stopping.metric, settings.early_stopping.patience, settings.early_stopping.min_delta
     )
     state = restore(run, model, optimizer, scaler, stopper)
+    state.threads = torch.get_num_threads()
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
+    run.progress.say(
+        f"{model.num_parameters():,} parameters on {device.type} with {state.threads} threads, "
+        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.stream.num_tokens}"
+    )
     run.progress.start_at(state.step)
     model.train()
 
@@ -145,7 +152,7 @@ def train(
         batch = batches.batch(state.step)
         num_tokens = int((batch.targets != IGNORED).sum())
         rows = settings.micro_batch_tokens // settings.block_tokens
-        nats = 0.0
+        nats_sum = torch.zeros((), device=device)
         for start in range(0, len(batch.ids), rows):
             poll()
             ids = torch.from_numpy(batch.ids[start : start + rows]).to(device)
@@ -154,9 +161,10 @@ def train(
                 loss = model.loss_sum(ids, targets)
             # The sum over the global batch's tokens divided by their number: no mean of means.
             scaler.scale(loss / max(1, num_tokens)).backward()
-            nats += float(loss.detach())
+            nats_sum += loss.detach()
         for inner in optimizer.optimizers:
             scaler.unscale_(inner)
+        nats = float(nats_sum)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
         if math.isfinite(nats) and math.isfinite(norm):
             for inner in optimizer.optimizers:
@@ -211,6 +219,11 @@ def restore(
     for row in state.rows:
         run.live.log_row(row)
     run.progress.say(f"continuing after step {state.step}, from {run.folder.step_path(state.step)}")
+    if state.threads != torch.get_num_threads():
+        run.progress.say(
+            f"begun with {state.threads} threads, continued with {torch.get_num_threads()}: sums are taken "
+            "in another order, so the result will equal an uninterrupted run's only to rounding"
+        )
     return state
 
 

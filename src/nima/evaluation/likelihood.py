@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nima.batches import Stream, Window
+from nima.batches import Stream, Window, evenly_spread, scoring_windows
 from nima.decoder import IGNORED, Decoder, autocast
+from nima.errors import UserError
+from nima.tokenizer import Tokenizer
+from nima.tokens import Tokens
 
 LOGITS_AT_ONCE = 8 * 1024 * 1024
 
@@ -137,6 +140,33 @@ class Scorer:
         for place, document in enumerate(found.tolist()):
             part = Likelihood(float(nats[place]), int(count[place]), int(hits[place]), int(size[place]))
             totals[self.sources[document]].add(part)
+
+
+def scorer_of(
+    tokens: Tokens,
+    documents: NDArray[np.int64],
+    tokenizer: Tokenizer,
+    *,
+    window_tokens: int,
+    stride_tokens: int,
+    max_tokens: int | None,
+    micro_batch_tokens: int,
+    precision: str,
+) -> Scorer:
+    """Scores a split's documents, all of them or at most `max_tokens` spread evenly."""
+    stream = Stream(tokens, documents)
+    if not tokens.trained_tokens[documents].sum():
+        raise UserError("nothing to score: none of the split's tokens is trained; see tokenize.loss_on")
+    windows = evenly_spread(scoring_windows(stream.num_tokens, window_tokens, stride_tokens), max_tokens)
+    return Scorer(
+        stream=stream,
+        windows=windows,
+        end_of_text=tokenizer.end_of_text,
+        token_bytes=tokenizer.token_bytes(),
+        sources=tokens.sources.tolist(),
+        micro_batch_tokens=micro_batch_tokens,
+        precision=precision,
+    )
 
 
 def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
