@@ -8,11 +8,12 @@ from nima.checkpoint import drop_finished, sha256_of
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, bits_per_byte_csv, scorecard, scored_text
 from nima.metrics import write_metrics
+from nima.outputs import rewritten
 from nima.params import Params
 from nima.pictures import draw_bars
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
-from nima.stage import rewritten, run_stage
+from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 

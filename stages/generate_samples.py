@@ -5,10 +5,11 @@ from pathlib import Path
 
 from nima import generation, pretrained, samples
 from nima.metrics import write_metrics
+from nima.outputs import rewritten
 from nima.params import Params
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
-from nima.stage import rewritten, run_stage
+from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
 
 

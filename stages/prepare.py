@@ -1,18 +1,17 @@
 """Any source, any format: clean documents, and every rejected record with its reason."""
 
-import json
 from pathlib import Path
 
 from nima.corpus.collection import Collection
-from nima.corpus.document import Document, document_writer, rejection_writer, writing_to
+from nima.corpus.document import Document, document_writer, rejection_writer
 from nima.errors import UserError
+from nima.metrics import write_metrics
 from nima.params import Params
 from nima.runtime import Runtime
 from nima.stage import run_stage
 
 DOCUMENTS = Path("data/documents")
 REJECTED = Path("data/rejected")
-METRICS = Path("metrics/prepare.json")
 
 
 def main(params: Params, runtime: Runtime) -> None:
@@ -25,9 +24,7 @@ def main(params: Params, runtime: Runtime) -> None:
             else:
                 rejected.write(outcome)
     figures = collection.figures()
-    with writing_to(METRICS):
-        METRICS.parent.mkdir(parents=True, exist_ok=True)
-        METRICS.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_metrics("prepare", figures)
     if figures["num_documents"] == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["rejected"].items())
         raise UserError(

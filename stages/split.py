@@ -1,16 +1,13 @@
 """Decide by hash which documents train, validate and test, and prove that none is in two of them."""
 
-import json
 from pathlib import Path
 
-from nima.corpus.document import writing_to
+from nima.metrics import write_metrics
 from nima.params import Params
 from nima.runtime import Runtime
 from nima.splits import assign, check_no_empty, check_no_overlap, save
 from nima.stage import run_stage
 from nima.tokens import Tokens
-
-METRICS = Path("metrics/split.json")
 
 
 def main(params: Params, runtime: Runtime) -> None:  # noqa: ARG001 - stages share one signature
@@ -20,11 +17,7 @@ def main(params: Params, runtime: Runtime) -> None:  # noqa: ARG001 - stages sha
     check_no_empty(assignment, ratios)
     check_no_overlap(tokens, assignment)
     save(Path("data/splits"), assignment)
-
-    figures = {name: tokens.totals(documents) for name, documents in assignment.items()}
-    with writing_to(METRICS.parent):
-        METRICS.parent.mkdir(exist_ok=True)
-        METRICS.write_text(json.dumps(figures, indent=2) + "\n")
+    write_metrics("split", {name: tokens.totals(documents) for name, documents in assignment.items()})
 
 
 if __name__ == "__main__":

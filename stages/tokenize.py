@@ -1,11 +1,11 @@
 """Learn a tokenizer from the training part, prove it on held-out text, and write everything as tokens."""
 
-import json
 from functools import partial
 from pathlib import Path
 
 from nima.conversation import tokenized
-from nima.corpus.document import read_documents, writing_to
+from nima.corpus.document import read_documents
+from nima.metrics import write_metrics
 from nima.params import Params
 from nima.runtime import Runtime
 from nima.splits import TrainingTexts, texts_in
@@ -14,7 +14,6 @@ from nima.tokenizer import Tokenizer, gate
 from nima.tokens import Tokens, TokenWriter
 
 TOKENS = Path("data/tokens")
-METRICS = Path("metrics/tokenize.json")
 
 
 def main(params: Params, runtime: Runtime) -> None:
@@ -29,9 +28,7 @@ def main(params: Params, runtime: Runtime) -> None:
         for document in tokenized(read(), tokenizer, settings.loss_on, runtime.threads):
             writer.write(document)
     figures = {"vocab_size": tokenizer.vocab_size, "learnt_from": learnt.counts(), "gate": gated}
-    with writing_to(METRICS.parent):
-        METRICS.parent.mkdir(exist_ok=True)
-        METRICS.write_text(json.dumps(figures | Tokens.open(TOKENS).totals(), indent=2) + "\n")
+    write_metrics("tokenize", figures | Tokens.open(TOKENS).totals())
 
 
 if __name__ == "__main__":

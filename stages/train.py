@@ -5,12 +5,13 @@ from pathlib import Path
 from nima import recipe
 from nima.checkpoint import open_run
 from nima.inputs import fingerprint
+from nima.outputs import rewritten
 from nima.params import Params
 from nima.params_file import stage_dependencies
 from nima.progress import TrainingProgress
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
-from nima.stage import rewritten, run_stage
+from nima.stage import run_stage
 from nima.tracking import StageLive
 from nima.training import Run, train
 

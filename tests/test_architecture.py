@@ -16,7 +16,7 @@ STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
     ("errors", "presets"),
-    ("params", "params_file", "runtime", "inputs", "signals", "metrics", "tensors"),
+    ("params", "params_file", "runtime", "inputs", "outputs", "signals", "metrics", "tensors"),
     ("corpus", "conversation", "tokenizer", "decoder", "pretrained"),
     (
         "tokens",

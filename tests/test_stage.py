@@ -12,10 +12,11 @@ import pytest
 
 from nima import stage
 from nima.errors import Interrupted, UserError
+from nima.outputs import rewritten
 from nima.params import Params
 from nima.params_file import load
 from nima.runtime import Runtime
-from nima.stage import rewritten, run_stage
+from nima.stage import run_stage
 
 SHIPPED = Path("params.yaml").resolve()
 

@@ -26,6 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from nima.errors import CheckpointError, UserError
+from nima.outputs import remove
 from nima.tensors import read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
@@ -272,10 +273,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

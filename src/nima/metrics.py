@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nima.outputs import writing_to
+
 METRICS = Path("metrics")
 TIMING = METRICS / "timing.json"
 
@@ -13,9 +15,7 @@ Row = dict[str, Any]
 
 def write_metrics(stage: str, metrics: Row) -> None:
     """metrics/STAGE.json, rewritten whole."""
-    METRICS.mkdir(exist_ok=True)
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (METRICS / f"{stage}.json").write_text(text + "\n", encoding="utf-8")
+    write_json(METRICS / f"{stage}.json", metrics)
 
 
 def write_timing(stage: str, figures: dict[str, float]) -> None:
@@ -23,14 +23,20 @@ def write_timing(stage: str, figures: dict[str, float]) -> None:
 
     The file is in no stage's outputs: it differs from run to run, and dvc.lock must not.
     """
-    METRICS.mkdir(exist_ok=True)
     try:
         timing = json.loads(TIMING.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         timing = {}
     if not isinstance(timing, dict):
         timing = {}
     timing[stage] = {name: round(value, 3) for name, value in figures.items()}
-    partial = TIMING.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(sorted(timing.items())), indent=2) + "\n", encoding="utf-8")
-    partial.replace(TIMING)
+    write_json(TIMING, dict(sorted(timing.items())))
+
+
+def write_json(path: Path, content: Row) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = path.with_suffix(".partial")
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)

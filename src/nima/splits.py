@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from nima.conversation import plain_texts
-from nima.corpus.document import Document, remove, writing_to
+from nima.corpus.document import Document
 from nima.errors import UserError
+from nima.outputs import remove, writing_to
 from nima.tokens import Tokens
 
 SPLITS = ("train", "validation", "test")

@@ -1,9 +1,7 @@
 """What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
 
 import errno
-import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -60,19 +58,3 @@ def tell_time(name: str, story: Story) -> None:
     seconds = time.perf_counter() - started
     write_timing(name, {"seconds": seconds, "peak_memory_bytes": peak_bytes} | figures)
     print(f"{name}: done in {seconds:.1f} s, at most {peak_bytes / 1e6:.0f} MB; see metrics/{name}.json")  # noqa: T201
-
-
-def rewritten(folder: Path) -> Path:
-    """An output folder, emptied: outputs are rewritten whole. Raises `UserError` if it can't be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        if not os.access(folder, os.W_OK):
-            raise PermissionError
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or 'no permission'}") from None
-    return folder

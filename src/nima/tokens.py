@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nima.conversation import TokenizedDocument
-from nima.corpus.document import remove, writing_to
 from nima.errors import UserError
+from nima.outputs import remove, writing_to
 
 MAGIC = b"NIMATOKS"
 VERSION = 1

@@ -7,7 +7,7 @@ equal bytes.
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nima.errors import UserError
+from nima.outputs import remove, writing_to
 
 ROW_GROUP_ROWS = 1024
 ROW_GROUP_BYTES = 8_000_000
@@ -239,22 +240,3 @@ def row_of(record: Document | Rejection) -> dict[str, Any]:
     if row.get("messages") is not None:
         row["messages"] = [{"role": turn.role, "content": turn.content} for turn in row["messages"]]
     return row
-
-
-def remove(folder: Path) -> None:
-    """DVC may have linked a whole folder into its cache: then the link goes, not what it points to."""
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(
-            f"{folder}: cannot be written: {reason}; it must be a folder with room in it"
-        ) from None
