@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from nima import pretrained, splits
-from nima.checkpoint import drop_finished, sha256_of
+from nima.checkpoint import drop_stored
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, bits_per_byte_csv, scorecard, scored_text
 from nima.metrics import write_metrics
@@ -32,8 +32,7 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
     bars, plots = bits_per_byte(card), rewritten(Path("plots/evaluate"))
     (plots / "bits_per_byte.csv").write_text(bits_per_byte_csv(bars), encoding="utf-8")
     draw_bars(plots / "bits_per_byte.png", "Test text: smaller is better", "bits per byte", bars[ALL_TEXT])
-    # DVC has the model in its cache by now, so the run that made it is safe to forget.
-    drop_finished(runtime.scratch / "checkpoints", sha256_of(folder / "model.safetensors"))
+    drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
     return {"scoring_seconds": seconds, "tokens_per_second": card["test"]["tokens"] / seconds}
 
 

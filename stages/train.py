@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nima import recipe
-from nima.checkpoint import open_run
+from nima.checkpoint import drop_stored, open_run
 from nima.inputs import fingerprint
 from nima.outputs import rewritten
 from nima.params import Params
@@ -22,7 +22,8 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
     parts = recipe.assemble(params, device, tokenizer=words, tokens=tokens, split=split)
     inputs = fingerprint(stage_dependencies("train"))
     decides = recipe.what_decides_the_result(params, inputs, device)
-    path = recipe.run_path(runtime.scratch / "checkpoints", decides)
+    path = recipe.run_path(runtime.checkpoints, decides)
+    drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
     with (
         open_run(path, decides, params.run.keep_checkpoints) as folder,
         StopRequest() as stop,

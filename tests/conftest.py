@@ -15,12 +15,12 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "tokenize": {"vocab_size": 400},
-    "model": {"preset": "custom-nano", "num_layers": 2, "width": 64, "context_tokens": 64, "dropout": 0.1},
+    "model": {"preset": "custom-nano", "num_layers": 2, "width": 32, "context_tokens": 64, "dropout": 0.1},
     "training": {
         "max_steps": 60,
         "block_tokens": 32,
-        "batch_tokens": 1024,
-        "micro_batch_tokens": 512,
+        "batch_tokens": 512,
+        "micro_batch_tokens": 256,
         "warmup_steps": 5,
         "validate_every_steps": 15,
         "log_every_steps": 2,

@@ -1,6 +1,7 @@
 """Saved state: whole or not at all, never another run's, never two trainers in one folder."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nima import checkpoint as module
-from nima.checkpoint import Checkpoint, RunFolder, drop_finished, load, open_run, run_fingerprint, sha256_of
+from nima.checkpoint import Checkpoint, RunFolder, drop_stored, load, open_run, run_fingerprint, sha256_of
 from nima.errors import CheckpointError, UserError
 
 PARTS = {"training": {"lr": 0.1}}
@@ -318,30 +319,34 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- finished
 
 
-def finished(path: Path, sha256: str) -> None:
+def finished(path: Path, model: bytes) -> None:
+    """A run that ended and exported a model file with that content."""
     with open_run(path, PARTS, keep=2) as run:
         run.save(checkpoint(1))
-        run.finish(sha256)
+        exported = path.parent / "model.safetensors"
+        exported.write_bytes(model)
+        run.finish(exported)
+        exported.unlink()
 
 
-def test_only_finished_runs_of_the_given_model_are_dropped(tmp_path: Path) -> None:
-    finished(tmp_path / "ours", "aa")
-    finished(tmp_path / "theirs", "bb")
+def test_only_finished_runs_whose_model_is_stored_are_dropped(tmp_path: Path) -> None:
+    finished(tmp_path / "ours", b"aa")
+    finished(tmp_path / "theirs", b"bb")
     with open_run(tmp_path / "unfinished", PARTS, keep=2) as run:
         run.save(checkpoint(1))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/finished.json").write_text("[]", encoding="utf-8")
-    drop_finished(tmp_path, "aa")
+    drop_stored(tmp_path, hashlib.md5(b"aa").hexdigest().__eq__)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "theirs", "unfinished"]
-    drop_finished(tmp_path / "nowhere", "aa")
+    drop_stored(tmp_path / "nowhere", lambda _: True)
 
 
 def test_a_finished_run_that_is_taken_up_again_is_not_dropped(tmp_path: Path) -> None:
-    finished(tmp_path / "run", "aa")
+    finished(tmp_path / "run", b"aa")
     with open_run(tmp_path / "run", PARTS, keep=2) as run:
-        drop_finished(tmp_path, "aa")
+        drop_stored(tmp_path, lambda _: True)
         assert newest(run) == (1, [])
-    drop_finished(tmp_path, "aa")
+    drop_stored(tmp_path, lambda _: True)
     assert not (tmp_path / "run").exists()
 
 

@@ -39,9 +39,18 @@ def test_forced_repro_in_a_fresh_clone_gives_the_same_bytes(project: Project, tm
     assert clone.read("metrics/timing.json") != project.read("metrics/timing.json")
 
 
-def test_a_learning_rate_reruns_training_and_what_follows(project: Project) -> None:
+@pytest.fixture(scope="module")
+def experiment(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """A copy in which an experiment with another learning rate ran, and what DVC printed."""
+    project = finished_project.copy_to(tmp_path_factory.mktemp("experiment") / "project")
     done = project.dvc("exp", "run", "-n", "slower", "-S", "training.lr=1e-4")
-    assert stages_run(done.stdout) == ["train", "evaluate", "generate_samples"]
+    return project, done.stdout
+
+
+@pytest.mark.xdist_group("experiment")
+def test_a_learning_rate_reruns_training_and_what_follows(experiment: tuple[Project, str]) -> None:
+    project, printed = experiment
+    assert stages_run(printed) == ["train", "evaluate", "generate_samples"]
     assert "lr: 0.0001" in project.read("params.yaml")
     assert project.read("params.yaml").count(" # ") > 50, "comments survive"
 
@@ -61,7 +70,7 @@ def test_a_learning_rate_reruns_training_and_what_follows(project: Project) -> N
 def test_tiny_learning_rates_stay_numbers(project: Project) -> None:
     # DVC writes 1e-05 the way that YAML 1.1 reads as a string.
     project.set_params({"training": {"max_steps": 6}})
-    project.dvc("exp", "run", "-n", "tiny-rate", "-S", "training.lr=0.00001")
+    project.dvc("exp", "run", "-n", "tiny-rate", "-S", "training.lr=0.00001", "train")
     assert "lr: 1e-05" in project.read("params.yaml")
 
 
@@ -92,7 +101,7 @@ def test_a_temporary_run_uses_its_own_code_and_leaves_the_workspace_alone(projec
 
 def test_queued_experiments_run_in_workers(project: Project) -> None:
     changes = ("-S", "training.lr=0.003", "-S", "training.max_steps=8")
-    project.dvc("exp", "run", "--queue", "-n", "queued", *changes)
+    project.dvc("exp", "run", "--queue", "-n", "queued", *changes, "train")
     project.dvc("queue", "start", "-j", "1")
     project.run("dvc", "queue", "logs", "queued", "-f", check=False)
     for _ in range(60):
@@ -136,8 +145,11 @@ class Addresses(html.parser.HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href") and value]
 
 
-def test_plots_of_two_revisions_open_without_the_network(project: Project, tmp_path: Path) -> None:
-    project.dvc("exp", "run", "-S", "training.lr=0.002")
+@pytest.mark.xdist_group("experiment")
+def test_plots_of_two_revisions_open_without_the_network(
+    experiment: tuple[Project, str], tmp_path: Path
+) -> None:
+    project, _ = experiment
     project.dvc("plots", "diff", "HEAD", "workspace", "-o", str(tmp_path / "page"))
     page = tmp_path / "page" / "index.html"
     text = page.read_text(encoding="utf-8")

@@ -54,7 +54,7 @@ def documents() -> dict[str, Document]:
 
 
 def figures() -> dict[str, Any]:
-    return json.loads(prepare.METRICS.read_text())
+    return json.loads(Path("metrics/prepare.json").read_text())
 
 
 def test_every_record_becomes_a_document_or_a_rejection_with_its_reason(raw: Path) -> None:
@@ -130,7 +130,7 @@ def test_other_documents_do_not_change_ids_and_groups(raw: Path) -> None:
 
 def test_a_second_run_gives_the_same_bytes(raw: Path) -> None:
     def output() -> list[bytes]:
-        paths = [*prepare.DOCUMENTS.iterdir(), *prepare.REJECTED.iterdir(), prepare.METRICS]
+        paths = [*prepare.DOCUMENTS.iterdir(), *prepare.REJECTED.iterdir(), Path("metrics/prepare.json")]
         return [path.read_bytes() for path in sorted(paths)]
 
     prepare.main(params(), runtime())
@@ -175,7 +175,7 @@ def test_a_failing_source_leaves_the_former_documents(raw: Path) -> None:
 
 def test_metrics_that_cannot_be_written_are_one_clear_line(raw: Path) -> None:
     Path("metrics").write_text("a file, not a folder")
-    with pytest.raises(UserError, match=r"^metrics/prepare\.json: cannot be written: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^metrics: cannot be written: [^\n]*$"):
         prepare.main(params(), runtime())
 
 

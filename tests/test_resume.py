@@ -1,6 +1,7 @@
 """Interruption is invisible: whatever stops a run, the next one continues to the very same bytes."""
 
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -35,7 +36,7 @@ def trained(project: Project) -> dict[str, bytes]:
 
 def run_until_step(project: Project, step: int, number: int, *, whole_group: bool = True) -> tuple[int, str]:
     """`dvc repro` until training prints that step, then the signal; returns (exit code, output)."""
-    process = project.start("dvc", "repro", "evaluate")
+    process = project.start("dvc", "repro", "train")
     seen = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -97,7 +98,7 @@ def test_a_signal_saves_leaves_no_orphan_and_records_nothing(
     assert int(saved[-1].removeprefix("step-")) >= 22, output
     assert "Traceback" not in output
     assert "\n  train:\n" not in untrained.read("dvc.lock")
-    done = untrained.dvc("repro", "evaluate")
+    done = untrained.dvc("repro", "train")
     assert "continuing after step" in done.stderr
     assert trained(untrained) == trained(finished_project)
 
@@ -126,7 +127,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
 
 def test_a_temporary_run_that_was_killed_continues_when_run_again(project: Project) -> None:
-    command = ("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.lr=0.003")
+    command = ("dvc", "exp", "run", "--temp", "-n", "aside", "-S", "training.lr=0.003", "train")
     process = project.start(*command)
     assert process.stdout is not None
     for line in process.stdout:
@@ -206,10 +207,15 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(
         subprocess.run(["umount", "-l", str(scratch)], check=True)
 
 
+def md5_of_model(project: Project) -> str:
+    return hashlib.md5((project.path / "models/model/model.safetensors").read_bytes()).hexdigest()
+
+
 def test_a_finished_run_survives_when_dvc_cannot_store_it(
     untrained: Project, finished_project: Project
 ) -> None:
-    """Training ends, DVC's cache is broken: the hours of work must not be lost with the outputs."""
+    """Training ends, DVC's cache is full: the hours of work must not be lost with the outputs."""
+    untrained.run("rm", "-rf", ".dvc/cache/files/md5/" + md5_of_model(finished_project)[:2])
     done = untrained.run("python", "-m", "stages.train")
     assert "step 60/60" in done.stderr
     for folder in ("models/model", "models/last", "plots/train"):
@@ -217,3 +223,12 @@ def test_a_finished_run_survives_when_dvc_cannot_store_it(
     again = untrained.dvc("repro", "train")
     assert "continuing after step 60" in again.stderr
     assert trained(untrained) == trained(finished_project)
+
+
+def test_a_forced_run_trains_again_from_the_start(project: Project, finished_project: Project) -> None:
+    """What is left of a finished run is only for outputs that DVC could not store."""
+    for _ in range(2):
+        done = project.dvc("repro", "--force", "--single-item", "train")
+        assert "continuing" not in done.stderr
+        assert "step 1/60" in done.stderr
+    assert trained(project) == trained(finished_project)

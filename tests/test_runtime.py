@@ -113,3 +113,19 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("NIMA_DEVICE", "cuda")
     with pytest.raises(UserError, match="no CUDA device is available; set cpu or auto"):
         runtime.set_up_torch(runtime.load(tmp_path))
+
+
+def test_the_cache_of_dvc_is_found_where_its_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    md5 = "0123456789abcdef0123456789abcdef"
+    stored = tmp_path / "shared" / "files" / "md5" / md5[:2] / md5[2:]
+    stored.parent.mkdir(parents=True)
+    stored.touch()
+    (tmp_path / ".dvc").mkdir()
+    assert not runtime.load(tmp_path).is_in_dvc_cache(md5)
+    config = "[core]\n    analytics = false\n    autostage = true\n['remote \"s\"']\n    url = s3://b\n"
+    (tmp_path / ".dvc/config").write_text(config)
+    (tmp_path / ".dvc/config.local").write_text("[cache]\n    dir = ../shared\n    type = hardlink\n")
+    assert runtime.load(tmp_path).is_in_dvc_cache(md5)

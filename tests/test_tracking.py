@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nima import metrics
+from nima.errors import UserError
 from nima.metrics import write_metrics, write_timing
 from nima.pictures import draw_bars, draw_curves
 from nima.tracking import StageLive
@@ -141,7 +142,7 @@ def test_timing_that_cannot_be_written_leaves_the_old_file_whole(monkeypatch: py
     write_timing("prepare", {"seconds": 1.0})
     before = metrics.TIMING.read_bytes()
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=r"^metrics: cannot be written: full; "):
         write_timing("train", {"seconds": 2.0})
     assert metrics.TIMING.read_bytes() == before
 

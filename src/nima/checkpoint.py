@@ -111,10 +111,14 @@ class RunFolder:
             raise CheckpointError(f"{path}: missing or damaged")
         return read_tensors(path)
 
-    def finish(self, model_sha256: str) -> None:
-        """Note which exported model came out. The state stays until `drop_finished`: if DVC then fails to
-        store the outputs, the run is not lost."""
-        write_json(self.path / FINISHED, {"model_sha256": model_sha256})
+    def finish(self, model: Path) -> None:
+        """Note which exported model came out, by the hash that DVC files it under.
+
+        The state stays until `drop_stored`: if DVC then fails to store the outputs, the run is not lost.
+        """
+        with model.open("rb") as file:
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        write_json(self.path / FINISHED, {"model_md5": md5})
 
     def prune(self, step: int) -> None:
         """Drop all but the newest `keep` up to `step`; later ones were passed over, so they are broken."""
@@ -187,8 +191,8 @@ def open_run(path: Path, parts: dict[str, Any], keep: int) -> Iterator[RunFolder
         yield RunFolder(path, keep)
 
 
-def drop_finished(runs: Path, model_sha256: str) -> None:
-    """Delete the finished runs whose exported model is the given one, now that DVC holds it.
+def drop_stored(runs: Path, is_stored: Callable[[str], bool]) -> None:
+    """Delete the finished runs whose exported model DVC holds: `is_stored` answers for a file's MD5.
 
     A run that a trainer has taken up again is left alone.
     """
@@ -198,7 +202,7 @@ def drop_finished(runs: Path, model_sha256: str) -> None:
             (marker.parent / "lock").open("a", encoding="utf-8") as lock,
         ):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if json.loads(marker.read_text(encoding="utf-8"))["model_sha256"] == model_sha256:
+            if is_stored(json.loads(marker.read_text(encoding="utf-8"))["model_md5"]):
                 shutil.rmtree(marker.parent)
 
 

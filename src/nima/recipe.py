@@ -9,7 +9,7 @@ import torch
 
 from nima import pictures, pretrained, splits
 from nima.batches import TrainingBatches, steps_of, training_batches
-from nima.checkpoint import run_fingerprint, sha256_of
+from nima.checkpoint import run_fingerprint
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of
@@ -89,7 +89,7 @@ def write_outputs(
         words.save(folder, context_tokens=recipe.model.config.context_tokens)
     pictures.draw_curves("train", result.state.rows)
     run.live.finish(summary_of(recipe, result))
-    run.folder.finish(sha256_of(model / "model.safetensors"))
+    run.folder.finish(model / "model.safetensors")
 
 
 def summary_of(recipe: Recipe, result: Result) -> Row:

@@ -7,6 +7,7 @@ NIMA_THREADS  threads for arithmetic (default: the physical cores this process m
 NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
 """
 
+import configparser
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,15 @@ class Runtime:
     """State of unfinished work, git-ignored and unknown to DVC. Shared by temporary experiment runs."""
     packages: Path
     """Downloaded packages by name and version."""
+    dvc_cache: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Unfinished runs by fingerprint, and finished ones that DVC has not stored yet."""
+        return self.scratch / "checkpoints"
+
+    def is_in_dvc_cache(self, md5: str) -> bool:
+        return (self.dvc_cache / "files" / "md5" / md5[:2] / md5[2:]).is_file()
 
 
 def load(root: Path) -> Runtime:
@@ -45,7 +55,18 @@ def load(root: Path) -> Runtime:
         threads=thread_count(settings.get("NIMA_THREADS")),
         scratch=scratch,
         packages=workspace / Path(settings.get("NIMA_CACHE", scratch / "packages")).expanduser(),
+        dvc_cache=dvc_cache_of(workspace),
     )
+
+
+def dvc_cache_of(workspace: Path) -> Path:
+    """Where the workspace's DVC keeps outputs: .dvc/cache, or what `dvc cache dir` set."""
+    place = "cache"
+    for name in ("config", "config.local"):
+        config = configparser.ConfigParser(interpolation=None, strict=False)
+        config.read(workspace / ".dvc" / name, encoding="utf-8")
+        place = config.get("cache", "dir", fallback=place)
+    return workspace / ".dvc" / place
 
 
 def thread_count(setting: str | None) -> int:
