@@ -6,9 +6,9 @@ from pathlib import Path
 from nima import pretrained, splits
 from nima.checkpoint import drop_stored
 from nima.evaluation.likelihood import scorer_of
-from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, bits_per_byte_csv, scorecard, scored_text
+from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
 from nima.metrics import write_metrics
-from nima.outputs import rewritten
+from nima.outputs import write_files
 from nima.params import Params
 from nima.pictures import draw_bars
 from nima.runtime import Runtime, set_up_torch
@@ -29,8 +29,8 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
         seconds = time.perf_counter() - started
         card = scorecard(parts, scored_text(scorer, words), poll=stop.check)
     write_metrics("evaluate", card)
-    bars, plots = bits_per_byte(card), rewritten(Path("plots/evaluate"))
-    (plots / "bits_per_byte.csv").write_text(bits_per_byte_csv(bars), encoding="utf-8")
+    bars = bits_per_byte(card)
+    plots = write_files(Path("plots/evaluate"), tables(bars))
     draw_bars(plots / "bits_per_byte.png", "Test text: smaller is better", "bits per byte", bars[ALL_TEXT])
     drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
     return {"scoring_seconds": seconds, "tokens_per_second": card["test"]["tokens"] / seconds}

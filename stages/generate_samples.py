@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nima import generation, pretrained, samples
 from nima.metrics import write_metrics
-from nima.outputs import rewritten
+from nima.outputs import write_files
 from nima.params import Params
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
@@ -20,9 +20,8 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
         started = time.perf_counter()
         written = list(generation.samples(model, words, params.generate, poll=stop.check))
         seconds = time.perf_counter() - started
-    output = rewritten(Path("data/samples"))
-    (output / "samples.jsonl").write_text(samples.jsonl(written), encoding="utf-8")
-    (output / "samples.md").write_text(samples.markdown(written), encoding="utf-8")
+    files = {"samples.jsonl": samples.jsonl(written), "samples.md": samples.markdown(written)}
+    write_files(Path("data/samples"), files)
     write_metrics("generate_samples", samples.scores(written))
     num_tokens = sum(len(sample.tokens) for sample in written)
     return {"generation_seconds": seconds, "tokens_per_second": num_tokens / seconds}

@@ -178,7 +178,7 @@ def test_the_pipeline_has_six_stages_in_story_order() -> None:
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m stages.{name}"
         assert "run" not in stage.get("params", []), "the section `run` changes no result"
-        for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             assert "persist" not in (next(iter(out.values())) if isinstance(out, dict) else {})
 
 
@@ -227,7 +227,7 @@ def test_git_tracks_no_output_that_dvc_caches() -> None:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = listing.stdout.split("\0")
     for stage in pipeline()["stages"].values():
-        for out in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
             if options.get("cache", True):
                 offenders = [file for file in tracked if file == path or file.startswith(f"{path}/")]

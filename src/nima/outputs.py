@@ -38,3 +38,11 @@ def rewritten(folder: Path) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
     return folder
+
+
+def write_files(folder: Path, files: dict[str, str]) -> Path:
+    """An output folder with just these text files, by name."""
+    with writing_to(rewritten(folder)):
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return folder

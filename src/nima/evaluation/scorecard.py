@@ -85,11 +85,20 @@ def methods(found: dict[str, Any], floor: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def bits_per_byte_csv(bars: Bars) -> str:
-    """Columns text, method and bits_per_byte, for a bar chart."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("text", "method", "bits_per_byte"))
-    for text, values in bars.items():
-        writer.writerows((text, method, value) for method, value in values.items())
-    return table.getvalue()
+def tables(bars: Bars) -> dict[str, str]:
+    """Two CSV files for bar charts, by name: all text, and each source; columns method and bits_per_byte."""
+    sources = {
+        f"{text}: {method}": value
+        for text, values in bars.items()
+        if text != ALL_TEXT
+        for method, value in values.items()
+    }
+    return {"bits_per_byte.csv": table(bars[ALL_TEXT]), "bits_per_byte_by_source.csv": table(sources)}
+
+
+def table(bars: dict[str, float]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("method", "bits_per_byte"))
+    writer.writerows(bars.items())
+    return text.getvalue()
