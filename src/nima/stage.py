@@ -1,6 +1,7 @@
 """What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
 
 import errno
+import os
 import resource
 import sys
 import time
@@ -26,7 +27,8 @@ Story = Callable[[Params, Runtime], dict[str, float] | None]
 def run_stage(name: str, story: Story) -> None:
     """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted."""
     try:
-        die_with_parent()
+        if "DVC_STAGE" in os.environ:  # a stage started by hand may outlive its shell
+            die_with_parent()
         tell_time(name, story)
     except UserError as error:
         for line in str(error).splitlines():
