@@ -9,14 +9,18 @@ A document is its text and an end. A conversation is ChatML, the layout that mos
     <|endoftext|>
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from nima.corpus.document import Document, Message
 from nima.errors import UserError
+
+if TYPE_CHECKING:  # stages that only use the tokenizer do not depend on how documents are stored
+    from nima.corpus.document import Document, Message
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"

@@ -1,16 +1,21 @@
 """Who is in which split: a pure function of the document's group, so that no document moves another."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nima.conversation import plain_texts
-from nima.corpus.document import Document
 from nima.errors import UserError
 from nima.outputs import remove, writing_to
 from nima.tokens import Tokens
+
+if TYPE_CHECKING:
+    from nima.corpus.document import Document
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,6 +11,8 @@ A shard is one little-endian file: a header of 64 bytes, then 8-byte aligned arr
 documents.parquet beside the shards says in token order which document is which.
 """
 
+from __future__ import annotations
+
 import shutil
 import struct
 from bisect import bisect_right
@@ -18,15 +20,17 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nima.conversation import TokenizedDocument
 from nima.errors import UserError
 from nima.outputs import remove, writing_to
+
+if TYPE_CHECKING:
+    from nima.conversation import TokenizedDocument
 
 MAGIC = b"NIMATOKS"
 VERSION = 1
@@ -288,7 +292,7 @@ class Tokens:
         """int64[num_documents]: tokens of each document, its end token included."""
 
     @classmethod
-    def open(cls, folder: Path) -> "Tokens":
+    def open(cls, folder: Path) -> Tokens:
         """Maps a folder that `TokenWriter` wrote. Raises `UserError` naming the file that is broken."""
         path = folder / DOCUMENTS_FILE
         try:
