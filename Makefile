@@ -37,7 +37,7 @@ format: $(READY) ## put the code into ruff's format
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY) ## measure speed against peers; results are printed
+bench: $(READY) ## measure what the pipeline costs around the work (after make repro)
 	python -m benchmarks.pipeline
 
 constraints: ## resolve newest versions anew into constraints.txt, in an environment of its own

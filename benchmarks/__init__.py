@@ -1,1 +1,1 @@
-"""Speed and quality beside peers, measured in one run; nothing here is timed by the tests."""
+"""Figures of speed, measured in pairs within one run; no test is timed."""
