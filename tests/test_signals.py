@@ -1,16 +1,20 @@
 """Requests to stop, and dying with the parent: real processes, real signals."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nima.errors import EXIT_INTERRUPTED, Interrupted
-from nima.signals import STOP_SIGNALS, StopRequest
+from nima.signals import STOP_SIGNALS, StopRequest, die_with_dvc
 
 SOURCE = Path(__file__).parent.parent / "src"
 WAIT_SECONDS = 20
@@ -95,35 +99,62 @@ def test_afterwards_the_earlier_handlers_are_back() -> None:
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-CHILD = """
-import sys, time
-sys.path.insert(0, {source!r})
-from nima.signals import die_with_parent
-die_with_parent()
+STAGE = """
+import time
+from nima.signals import die_with_dvc
+die_with_dvc()
 print("ready", flush=True)
 time.sleep(60)
 """
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True)
-child.stdout.readline()
-print("ready", child.pid, flush=True)
+# Starts the stage as DVC does: a variable names it, and a shell runs its command.
+DVC = """
+import os, shlex, subprocess, sys, time
+code, shell, rest = sys.argv[1:]
+command = shlex.join([sys.executable, "-c", code]) + rest
+environment = os.environ | {"DVC_STAGE": "train"}
+stage = subprocess.Popen([shell, "-c", command], stdout=subprocess.PIPE, text=True, env=environment)
+stage.stdout.readline()
+print("ready", flush=True)
 time.sleep(60)
 """
 
 
+def running(marker: str) -> list[int]:
+    """The processes, zombies aside, with this text among their arguments."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        is_python = "python" in (process.info["cmdline"] or [""])[0]
+        if is_python and any(marker in word for word in process.info["cmdline"]):
+            found.append(process.pid)
+    return found
+
+
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the kernel's parent-death signal is Linux's"
+    not sys.platform.startswith("linux"), reason="processes are watched through Linux's pidfd"
 )
-def test_a_stage_dies_with_its_killed_parent() -> None:
-    code = PARENT.format(child=CHILD.format(source=str(SOURCE)))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline().split()[1])
+@pytest.mark.parametrize(("shell", "rest"), [("bash", ""), ("dash", ""), ("sh", "; true")])
+def test_a_stage_ends_when_dvc_is_killed_though_its_shell_is_not(
+    shell: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    marker = f"# {uuid.uuid4()}"
+    arguments = [sys.executable, "-c", DVC, STAGE + marker, shell, rest]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as dvc:
+        assert dvc.stdout is not None
+        assert dvc.stdout.readline() == "ready\n"
+        (stage,) = set(running(marker)) - {dvc.pid}
         try:
-            assert not ends_within(pid, 0.1)
-            parent.kill()
-            assert ends_within(pid, 2.0)
+            assert not ends_within(stage, 0.1)
+            dvc.kill()
+            assert ends_within(stage, 5.0)
         finally:
-            if not ends_within(pid, 0):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stage, signal.SIGKILL)
+
+
+def test_a_stage_started_by_hand_outlives_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    before = threading.active_count()
+    die_with_dvc()
+    assert threading.active_count() == before

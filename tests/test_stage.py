@@ -26,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with params, one stage and its inputs, as the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(stage, "die_with_parent", lambda: None)
+    monkeypatch.setattr(stage, "die_with_dvc", lambda: None)
     (tmp_path / "params.yaml").write_bytes(SHIPPED.read_bytes())
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.txt").write_text("a", encoding="utf-8")

@@ -1,16 +1,17 @@
-"""Requests to stop, noticed between two pieces of work; and dying with the parent process."""
+"""Requests to stop, noticed between two pieces of work; and ending with the DVC that started a stage."""
 
-import ctypes
 import os
+import select
 import signal
 import sys
+import threading
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
 from nima.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
@@ -41,11 +42,40 @@ class StopRequest:
             raise Interrupted(f"stopped by {self.received.name}: {progress}; run again to continue")
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies: a killed `dvc repro` must leave no trainer behind."""
-    if not sys.platform.startswith("linux"):
+def die_with_dvc() -> None:
+    """Send this process SIGTERM when the DVC that started it dies: a killed `dvc repro` leaves no trainer.
+
+    DVC starts a stage through the user's shell, and some shells stay in between, so the parent's death
+    (PR_SET_PDEATHSIG) would not do. A stage started by hand may outlive its shell.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    if stage is None or not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    try:
+        dvc = os.pidfd_open(started_stage(f"DVC_STAGE={stage}".encode()))
+    except ProcessLookupError:  # it died before it could be watched
         os.kill(os.getpid(), signal.SIGTERM)
+        return
+    threading.Thread(target=end_after, args=(dvc,), name="end-after-dvc", daemon=True).start()
+
+
+def started_stage(variable: bytes) -> int:
+    """The nearest ancestor's process id without this environment variable: the one that set it."""
+    ancestor = os.getppid()
+    while ancestor > 1:
+        process = Path("/proc") / str(ancestor)
+        try:
+            if variable not in process.joinpath("environ").read_bytes().split(b"\0"):
+                return ancestor
+            ancestor = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    raise ProcessLookupError
+
+
+def end_after(process: int) -> None:
+    """Wait for the end of the process behind a pidfd, then ask this one to stop."""
+    watch = select.poll()
+    watch.register(process, select.POLLIN)
+    watch.poll()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,6 @@
 """What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
 
 import errno
-import os
 import resource
 import sys
 import time
@@ -15,7 +14,7 @@ from nima.inputs import guard_inputs
 from nima.metrics import write_timing
 from nima.params import Params
 from nima.runtime import Runtime
-from nima.signals import die_with_parent
+from nima.signals import die_with_dvc
 
 PARAMS = Path("params.yaml")
 # What the user's machine refuses: a disk that is full or read-only, a folder that is someone else's.
@@ -27,8 +26,7 @@ Story = Callable[[Params, Runtime], dict[str, float] | None]
 def run_stage(name: str, story: Story) -> None:
     """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted."""
     try:
-        if "DVC_STAGE" in os.environ:  # a stage started by hand may outlive its shell
-            die_with_parent()
+        die_with_dvc()
         tell_time(name, story)
     except UserError as error:
         for line in str(error).splitlines():
