@@ -29,7 +29,7 @@ def main(params: Params, runtime: Runtime) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["rejected"].items())
         raise UserError(
             f"no document is left of {figures['num_records']} records ({reasons or 'none was read'}); see "
-            f"{REJECTED}, and change prepare.min_chars, prepare.max_chars or prepare.sources"
+            f"{REJECTED}, and change prepare.quality or prepare.sources"
         )
 
 

@@ -21,7 +21,7 @@ def main(params: Params, runtime: Runtime) -> None:
     ratios = (params.split.train, params.split.validation, params.split.test)
     read = partial(read_documents, Path("data/documents"))
     learnt = TrainingTexts(read, seed, ratios, settings.train_max_bytes)
-    tokenizer = Tokenizer.train(learnt, settings.vocab_size)
+    tokenizer = Tokenizer.train(learnt, settings.vocab_size or 0)
     gated = gate(tokenizer, texts_in(read(), "validation", seed, ratios), settings.min_vocab_size)
     tokenizer.save(Path("models/tokenizer"))
     with TokenWriter(TOKENS, tokenizer.vocab_size, settings.max_shard_tokens) as writer:

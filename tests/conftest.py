@@ -136,7 +136,7 @@ def create_project(path: Path) -> Project:
     write_small_corpus(path / "data" / "raw" / "notes")
     project = Project(path)
     source = {"name": "notes", "path": "data/raw/notes", "glob": "**/*.md"}
-    project.set_params(SMALL | {"prepare": {"sources": [source], "min_chars": 20}})
+    project.set_params(SMALL | {"prepare": {"sources": [source], "quality": {"min_chars": 20}}})
     project.run(sys.executable, "-m", "nima.provision")
     project.run("git", "init", "-q", "-b", "main")
     project.commit("A small project")

@@ -45,9 +45,11 @@ prepare:
     control_characters: true
     trailing_space: true
     max_blank_lines: 2
-  min_chars: 40
-  max_chars: 400000
-  drop_exact_duplicates: true
+  quality:
+    min_chars: 40
+    max_chars: 400000
+  duplicates:
+    exact: true
   max_shard_bytes: 64000000
 tokenize:
   vocab_size: 4096
@@ -296,8 +298,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line(tmp_path: Path) ->
     problems = problems_of(path)
     where = {problem.split(": ")[1]: problem.split(": ")[0] for problem in problems}
     assert where == {
-        "prepare.min_chars": f"{path}:{line_with(path, 'min_chars: forty')}",
-        "tokenize.vocab_size": f"{path}:{line_with(path, 'tokenize:')}",
+        "prepare.quality.min_chars": f"{path}:{line_with(path, 'min_chars: forty')}",
         "tokenize.vocabsize": f"{path}:{line_with(path, 'vocabsize:')}",
         "split": f"{path}:{line_with(path, 'split:')}",
         "model.preset": f"{path}:{line_with(path, 'preset: gpt-tyni')}",
@@ -306,7 +307,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line(tmp_path: Path) ->
         "evaluate.stride_tokens": f"{path}:{line_with(path, 'stride_tokens: 512')}",
         "generate.strategies[4].num_beams": f"{path}:{line_with(path, 'num_beams: 1')}",
     }
-    assert len(problems) == 10  # 4097 is neither whole blocks nor a divisor of the batch
+    assert len(problems) == 9  # 4097 is neither whole blocks nor a divisor of the batch
 
 
 @pytest.mark.parametrize(
@@ -371,7 +372,7 @@ def test_the_run_section_may_be_left_out(tmp_path: Path) -> None:
     [
         (("    - name: guides", "    - name: aws-cli"), "prepare.sources", "found twice: aws-cli"),
         (("    - name: top-k", "    - name: top-p"), "generate.strategies", "found twice: top-p"),
-        (("max_chars: 400000", "max_chars: 39"), "prepare.min_chars", "40 must not exceed max_chars (39)"),
+        (("max_chars: 400000", "max_chars: 39"), "prepare.quality.min_chars", "40 must not exceed max_chars (39)"),
         (
             ("min_vocab_size: 101", "min_vocab_size: 4097"),
             "tokenize.min_vocab_size",

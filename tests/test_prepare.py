@@ -45,7 +45,7 @@ def params(**settings: Any) -> Params:
         {"name": "guides", "path": "data/raw", "glob": "*.md", "weight": 2.0, "licence": "MIT"},
         {"name": "questions", "path": "data/raw", "glob": "*.json"},
     ]
-    prepare_params = PrepareParams.model_validate({"sources": sources, "min_chars": 10} | settings)
+    prepare_params = PrepareParams.model_validate({"sources": sources, "quality": {"min_chars": 10}} | settings)
     return load(DEFAULTS).model_copy(update={"prepare": prepare_params})
 
 
@@ -101,7 +101,7 @@ def test_metrics_count_each_source_and_all(raw: Path) -> None:
 
 
 def test_kept_duplicates_share_a_group_so_that_they_share_a_split(raw: Path) -> None:
-    prepare.main(params(drop_exact_duplicates=False), runtime())
+    prepare.main(params(duplicates={"exact": False}), runtime())
     first, second = documents()["a.md"], documents()["b.md"]
     assert first.group == second.group
     assert first.id != second.id
@@ -113,8 +113,8 @@ def test_a_duplicate_is_found_in_another_source(raw: Path) -> None:
     assert [document.source for document in documents().values()] == ["first"]
 
 
-def test_max_documents_caps_the_documents_that_are_kept(raw: Path) -> None:
-    sources = [{"name": "s", "path": "data/raw", "glob": "*.md", "max_documents": 1}]
+def test_max_samples_caps_the_documents_that_are_kept(raw: Path) -> None:
+    sources = [{"name": "s", "path": "data/raw", "glob": "*.md", "max_samples": 1}]
     prepare.main(params(sources=sources), runtime())
     assert figures()["num_records"] == 1
 
@@ -153,7 +153,7 @@ def test_a_package_is_a_source(raw: Path) -> None:
 def test_no_document_left_says_how_many_were_rejected_and_why(raw: Path) -> None:
     expected = r"^no document is left of 6 records \(1 invalid_utf8, 1 missing_field, 4 too_short\); [^\n]*$"
     with pytest.raises(UserError, match=expected):
-        prepare.main(params(min_chars=1000), runtime())
+        prepare.main(params(quality={"min_chars": 1000}), runtime())
     assert len(list(read_rejections(prepare.REJECTED))) == 6
 
 

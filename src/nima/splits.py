@@ -71,7 +71,7 @@ def check_no_overlap(tokens: Tokens, assignment: Mapping[str, np.ndarray]) -> No
                 if other_name != name:
                     pair = f"{named(tokens, other, other_name)} and {named(tokens, index, name)}"
                     raise UserError(
-                        f"{pair} are the same text; prepare.drop_exact_duplicates keeps one of them"
+                        f"{pair} are the same text; prepare.duplicates.exact keeps one of them"
                     )
 
 

@@ -65,7 +65,7 @@ class Collection:
             for outcome in self.outcomes(source, tally):
                 tally.add(outcome)
                 yield outcome
-                if tally.num_documents == source.max_documents:
+                if tally.num_documents == source.max_samples:
                     break
 
     def outcomes(self, source: SourceParams, tally: Tally) -> Iterator[Document | Rejection]:
@@ -78,12 +78,12 @@ class Collection:
         text = clean(record.text, self.params.cleaning, record.markup)
         messages = None if record.messages is None else self.cleaned(record)
         said = text if messages is None else "\n".join(message.content for message in messages)
-        flaw = flaw_in(said, self.params.min_chars, self.params.max_chars)
+        flaw = flaw_in(said, self.params.quality.min_chars, self.params.quality.max_chars)
         if flaw is not None:
             return rejection(source.name, record.key, flaw, record.raw)
         digest = content_digest(text, messages)
         id_hex = document_id(source.name, record.key)
-        first = self.duplicates.first_of(digest, id_hex) if self.params.drop_exact_duplicates else None
+        first = self.duplicates.first_of(digest, id_hex) if self.params.duplicates.exact else None
         if first is not None:
             duplicate = Flaw("exact_duplicate", f"same text as document {first}")
             return rejection(source.name, record.key, duplicate, record.raw)

@@ -68,7 +68,7 @@ def files_of(source: SourceParams, packages: Path) -> Iterator[SourceFile]:
     if source.package is not None:
         yield from package_files(source, fetched(source.package, packages))
     else:
-        yield from local_files(source, Path(source.path or ""))
+        yield from local_files(source, Path(str(source.path or "")))
 
 
 def fetch_packages(sources: Iterable[SourceParams], packages: Path) -> list[Path]:
@@ -82,7 +82,7 @@ def fetch_packages(sources: Iterable[SourceParams], packages: Path) -> list[Path
 def selected(keys: Iterable[str], source: SourceParams, place: Path) -> list[str]:
     """The keys that the glob takes and no exclusion drops, sorted; hidden files are never taken."""
     visible = [key for key in keys if not is_hidden(key)]
-    wanted = glob_pattern(source.glob)
+    wanted = glob_pattern(str(source.glob))
     unwanted = [glob_pattern(glob) for glob in source.exclude]
     matching = [
         key

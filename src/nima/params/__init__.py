@@ -1,0 +1,66 @@
+"""The schema of params.yaml: every key, its type, its range, and what must agree with what."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from nima.params.data import (
+    CleaningParams,
+    PrepareParams,
+    QualityParams,
+    SplitParams,
+    TokenizeParams,
+    unknown_sources,
+)
+from nima.params.model import ModelParams
+from nima.params.section import Section, nearest, refuse
+from nima.params.sources import PackageParams, SourceParams
+from nima.params.training import EarlyStoppingParams, TrainingParams
+from nima.params.use import EvaluateParams, GenerateParams, RunParams, StrategyParams
+
+__all__ = [
+    "CleaningParams",
+    "EarlyStoppingParams",
+    "EvaluateParams",
+    "GenerateParams",
+    "ModelParams",
+    "PackageParams",
+    "Params",
+    "PrepareParams",
+    "QualityParams",
+    "RunParams",
+    "Section",
+    "SourceParams",
+    "SplitParams",
+    "StrategyParams",
+    "TokenizeParams",
+    "TrainingParams",
+    "nearest",
+]
+
+
+class Params(Section):
+    prepare: PrepareParams
+    tokenize: TokenizeParams
+    split: SplitParams
+    model: ModelParams
+    training: TrainingParams
+    evaluate: EvaluateParams
+    generate: GenerateParams
+    run: RunParams = RunParams()
+
+    @model_validator(mode="after")
+    def sections_agree(self) -> Self:
+        context = self.model.shape()["context_tokens"]
+        problems = unknown_sources(self.prepare, self.split)
+        for key, tokens in (
+            ("training.block_tokens", self.training.block_tokens),
+            ("evaluate.window_tokens", self.evaluate.window_tokens),
+        ):
+            if tokens > context:
+                problems += [(key, f"{tokens} must not exceed the model's context_tokens ({context})")]
+        if (tokens := self.generate.max_new_tokens) >= context:
+            message = f"{tokens} must be below the model's context_tokens ({context})"
+            problems += [("generate.max_new_tokens", message)]
+        refuse(problems)
+        return self

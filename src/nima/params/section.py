@@ -1,0 +1,37 @@
+"""What all sections of params.yaml share: strictness, number types, and how they refuse."""
+
+import difflib
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+# What every random generator takes, also after the products that seeds go through.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping in params.yaml: no unknown keys, no silent conversions, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def refuse(problems: list[tuple[str, str]]) -> None:
+    """Report what is wrong with a section as a whole, if anything: pairs of key ("" for all) and message."""
+    if problems:
+        raise PydanticCustomError("cross_field", "does not agree with itself", {"problems": problems})
+
+
+def repeated_names(key: str, names: list[str]) -> list[tuple[str, str]]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [(key, f"names must differ, found twice: {', '.join(repeated)}")] if repeated else []
+
+
+def nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
