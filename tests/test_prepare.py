@@ -45,7 +45,9 @@ def params(**settings: Any) -> Params:
         {"name": "guides", "path": "data/raw", "glob": "*.md", "weight": 2.0, "licence": "MIT"},
         {"name": "questions", "path": "data/raw", "glob": "*.json"},
     ]
-    prepare_params = PrepareParams.model_validate({"sources": sources, "quality": {"min_chars": 10}} | settings)
+    prepare_params = PrepareParams.model_validate(
+        {"sources": sources, "quality": {"min_chars": 10}} | settings
+    )
     return load(DEFAULTS).model_copy(update={"prepare": prepare_params})
 
 

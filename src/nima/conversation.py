@@ -127,6 +127,8 @@ class TokenizedDocument:
     """int64[num_spans, 2]: [start, end) of the tokens that are trained as targets; ascending, disjoint."""
     num_bytes: int
     """UTF-8 bytes that the tokens stand for; special tokens stand for none."""
+    split: str = ""
+    """The split that its source declares; "" leaves it to the shares."""
 
 
 def tokenized(
@@ -181,4 +183,5 @@ def joined(document: Document, parts: Sequence[Piece], tokens: Sequence[np.ndarr
         tokens=np.concatenate(tokens),
         spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
         num_bytes=sum(len(piece.text.encode()) for piece in parts if not piece.special),
+        split=document.split,
     )

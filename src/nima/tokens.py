@@ -44,6 +44,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("group", pa.string()),
+        ("split", pa.string()),
         ("weight", pa.float64()),
         ("num_tokens", pa.int64()),
         ("num_bytes", pa.int64()),
@@ -126,6 +127,7 @@ class TokenWriter:
             "id": document.id,
             "source": document.source,
             "group": document.group,
+            "split": document.split,
             "weight": document.weight,
             "num_tokens": len(document.tokens),
             "num_bytes": document.num_bytes,
@@ -329,6 +331,11 @@ class Tokens:
     def sources(self) -> np.ndarray:
         """Names of sources, one a document."""
         return np.array(self._table["source"].to_pylist(), dtype=np.str_)
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """The split that each document's source declares; "" leaves it to the shares."""
+        return np.array(self._table["split"].to_pylist(), dtype=np.str_)
 
     @cached_property
     def weights(self) -> np.ndarray:

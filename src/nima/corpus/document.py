@@ -47,6 +47,8 @@ class Document:
     licence: str
     text: str
     messages: tuple[Message, ...] | None
+    split: str = ""
+    """The split that its source declares for it; "" leaves it to the shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ DOCUMENT_SCHEMA = pa.schema(
         ("licence", pa.string()),
         ("text", pa.string()),
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("split", pa.string()),
     ]
 )
 REJECTION_SCHEMA = pa.schema(
