@@ -3,26 +3,28 @@
 from pathlib import Path
 
 from nima.corpus.collection import Collection
-from nima.corpus.document import Document, document_writer, rejection_writer
+from nima.corpus.document import document_writer, rejection_writer
 from nima.errors import UserError
 from nima.metrics import write_metrics
+from nima.parallel import working
 from nima.params import Params
 from nima.runtime import Runtime
-from nima.stage import run_stage
+from nima.stage import code_of, run_stage
 
 DOCUMENTS = Path("data/documents")
 REJECTED = Path("data/rejected")
 
 
 def main(params: Params, runtime: Runtime) -> None:
-    shard_bytes = params.prepare.max_shard_bytes
-    collection = Collection(params.prepare, runtime.packages)
-    with rejection_writer(REJECTED, shard_bytes) as rejected, document_writer(DOCUMENTS, shard_bytes) as kept:
-        for outcome in collection:
-            if isinstance(outcome, Document):
-                kept.write(outcome)
-            else:
-                rejected.write(outcome)
+    settings, code = params.prepare, code_of("prepare")
+    with working(runtime, "prepare", settings.model_dump_json() + code) as (hands, folder):
+        places = {"folder": folder, "packages": runtime.packages, "downloads": runtime.downloads}
+        collection = Collection(settings, code=code, **places)
+        with (
+            rejection_writer(REJECTED, settings.max_shard_bytes) as rejected,
+            document_writer(DOCUMENTS, settings.max_shard_bytes) as kept,
+        ):
+            collection.write(hands, kept, rejected)
     figures = collection.figures()
     write_metrics("prepare", figures)
     if figures["num_documents"] == 0:

@@ -1,23 +1,29 @@
-"""Decide by hash which documents train, validate and test, and prove that none is in two of them."""
+"""Decide which documents train, validate and test, prove that they are apart, and report on the data."""
 
 from pathlib import Path
 
+from nima import data_report, splits
 from nima.metrics import write_metrics
+from nima.outputs import write_files
 from nima.params import Params
 from nima.runtime import Runtime
-from nima.splits import assign, check_no_empty, check_no_overlap, save
+from nima.separation import separated
 from nima.stage import run_stage
 from nima.tokens import Tokens
 
+DOCUMENTS, REJECTED = Path("data/documents"), Path("data/rejected")
 
-def main(params: Params, runtime: Runtime) -> None:  # noqa: ARG001 - stages share one signature
-    ratios = (params.split.train, params.split.validation, params.split.test)
+
+def main(params: Params, runtime: Runtime) -> None:
     tokens = Tokens.open(Path("data/tokens"))
-    assignment = assign(tokens.groups, params.split.seed, ratios)
-    check_no_empty(assignment, ratios)
-    check_no_overlap(tokens, assignment)
-    save(Path("data/splits"), assignment)
-    write_metrics("split", {name: tokens.totals(documents) for name, documents in assignment.items()})
+    prompts = params.generate.prompts if params.split.leakage.prompts else []
+    parts = separated(tokens, DOCUMENTS, params.split, prompts, runtime)
+    splits.save(Path("data/splits"), parts.assignment)
+    totals = {name: tokens.totals(documents) for name, documents in parts.assignment.items()}
+    write_metrics("split", totals | {"leakage": parts.figures()})
+    report = data_report.collected(tokens, parts, REJECTED)
+    write_files(Path("data/report"), report.files())
+    write_files(Path("plots/data"), report.tables())
 
 
 if __name__ == "__main__":

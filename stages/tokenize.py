@@ -3,32 +3,37 @@
 from functools import partial
 from pathlib import Path
 
-from nima.conversation import tokenized
+from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import read_documents
+from nima.encoding import write_tokens
 from nima.metrics import write_metrics
+from nima.parallel import working
 from nima.params import Params
 from nima.runtime import Runtime
-from nima.splits import TrainingTexts, texts_in
-from nima.stage import run_stage
-from nima.tokenizer import Tokenizer, gate
-from nima.tokens import Tokens, TokenWriter
+from nima.splits import TrainingTexts, ratios_of
+from nima.stage import code_of, run_stage
+from nima.token_writer import TokenWriter
+from nima.tokenizer import gate, tokenizer_of
+from nima.tokens import Tokens
 
-TOKENS = Path("data/tokens")
+DOCUMENTS, TOKENIZER, TOKENS = Path("data/documents"), Path("models/tokenizer"), Path("data/tokens")
 
 
 def main(params: Params, runtime: Runtime) -> None:
-    settings, seed = params.tokenize, params.split.seed
-    ratios = (params.split.train, params.split.validation, params.split.test)
-    read = partial(read_documents, Path("data/documents"))
-    learnt = TrainingTexts(read, seed, ratios, settings.train_max_bytes)
-    tokenizer = Tokenizer.train(learnt, settings.vocab_size or 0)
-    gated = gate(tokenizer, texts_in(read(), "validation", seed, ratios), settings.min_vocab_size)
-    tokenizer.save(Path("models/tokenizer"))
-    with TokenWriter(TOKENS, tokenizer.vocab_size, settings.max_shard_tokens) as writer:
-        for document in tokenized(read(), tokenizer, settings.loss_on, runtime.threads):
-            writer.write(document)
-    figures = {"vocab_size": tokenizer.vocab_size, "learnt_from": learnt.counts(), "gate": gated}
-    write_metrics("tokenize", figures | Tokens.open(TOKENS).totals())
+    settings, shares = params.tokenize, {name: ratios_of(own) for name, own in params.split.sources.items()}
+    template = ChatTemplate.load(settings.chat_template).text if settings.chat_template else None
+    read = partial(read_documents, DOCUMENTS)
+    learnt = TrainingTexts(read, params.split.seed, ratios_of(params.split), settings.train_max_bytes, shares)
+    tokenizer = tokenizer_of(settings, learnt, downloads=runtime.downloads, chat_template=template)
+    gated = gate(tokenizer, learnt.split.texts("validation"), settings.min_vocab_size, settings.kind)
+    tokenizer.save(TOKENIZER)
+    with (
+        working(runtime, "tokenize", settings.model_dump_json() + code_of("tokenize")) as (hands, folder),
+        TokenWriter(TOKENS, tokenizer.vocab_size, settings.max_shard_tokens) as writer,
+    ):
+        write_tokens(DOCUMENTS, TOKENIZER, settings, folder, hands, writer)
+    figures = tokenizer.report() | {"learnt_from": learnt.counts(), "gate": gated}
+    write_metrics("tokenize", figures | writer.losses() | Tokens.open(TOKENS).totals())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "tokenize": {"vocab_size": 400},
+    "split": {"leakage": {}},
     "model": {"preset": "custom-nano", "num_layers": 2, "width": 32, "context_tokens": 64, "dropout": 0.1},
     "training": {
         "max_steps": 60,
@@ -169,3 +171,16 @@ def project(finished_project: Project, tmp_path: Path) -> Project:
 
 def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     os.killpg(process.pid, number)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[tuple[str, object]]:
+    """A Ray cluster of two nodes on this machine: its address, and the second node."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address, node
+    cluster.shutdown()

@@ -16,11 +16,26 @@ STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
     ("errors", "presets"),
-    ("params", "params_file", "runtime", "inputs", "outputs", "signals", "metrics", "tensors"),
+    (
+        "params",
+        "params_file",
+        "runtime",
+        "inputs",
+        "outputs",
+        "scratch",
+        "signals",
+        "parallel",
+        "metrics",
+        "tensors",
+    ),
     ("corpus", "conversation", "tokenizer", "decoder", "pretrained"),
     (
         "tokens",
+        "token_writer",
+        "encoding",
         "splits",
+        "leakage",
+        "separation",
         "batches",
         "optimizer",
         "schedule",
@@ -30,24 +45,43 @@ LAYERS = (
         "progress",
         "pictures",
     ),
-    ("evaluation", "generation", "samples"),
+    ("evaluation", "generation", "samples", "inspection"),
     ("training",),
-    ("recipe", "stage", "provision"),
+    ("recipe", "data_report", "stage", "provision"),
+    ("cli",),
 )
 # The one module that may import each heavy package.
 OWNERS = {
-    "ruamel": {"nima.params_file"},
+    "ruamel": {"nima.params_file", "nima.corpus.yaml_tree"},
     "pydantic": {"nima.params", "nima.params_file"},
     "pydantic_core": {"nima.params", "nima.params_file"},
     "tokenizers": {"nima.tokenizer"},
     "tiktoken": {"nima.tokenizer"},
-    "pyarrow": {"nima.corpus.document", "nima.tokens"},
+    "pyarrow": {
+        "nima.corpus.document",
+        "nima.corpus.outcomes",
+        "nima.corpus.collection",
+        "nima.corpus.parquet",
+        "nima.tokens",
+        "nima.token_writer",
+        "nima.encoding",
+    },
+    "datasets": {"nima.corpus.hub"},
+    "qdrant_client": {"nima.corpus.vectors"},
+    "ray": {"nima.parallel"},
+    "sentencepiece": {"nima.tokenizer"},
+    "selectolax": {"nima.corpus.html"},
+    "chardet": {"nima.corpus.encodings"},
+    "ftfy": {"nima.corpus.cleaning"},
+    "py3langid": {"nima.corpus.languages"},
+    "jinja2": {"nima.conversation.templates", "nima.inspection.page", "nima.data_report"},
+    "typer": {"nima.cli"},
     "safetensors": {"nima.tensors"},
     "dvclive": {"nima.tracking"},
     "matplotlib": {"nima.pictures"},
-    "rich": {"nima.progress"},
+    "rich": {"nima.progress", "nima.inspection.terminal"},
     "psutil": {"nima.runtime"},
-    "zstandard": {"nima.evaluation.compression"},
+    "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
     "vl_convert": {"nima.provision"},
 }
 # These run on a machine that has only torch and numpy.
@@ -104,6 +138,12 @@ def packages_of(module: str) -> set[str]:
     return {".".join(parts[:length]) for length in range(1, len(parts))}
 
 
+def pages_of(path: Path) -> set[Path]:
+    """The templates below `pages` that a module names."""
+    words = {node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)}
+    return {page for page in SOURCE.glob("nima/pages/*.html") if page.name in words}
+
+
 def import_closure(stage: str) -> list[str]:
     """Every file of the project that `python -m stages.STAGE` executes, as dvc.yaml names it."""
     start = ROOT / "stages" / f"{stage}.py"
@@ -115,6 +155,7 @@ def import_closure(stage: str) -> list[str]:
             seen.add(module)
             waiting |= packages_of(module) | own_imports(MODULES[module])
     files = [MODULES[module] for module in seen] + [start, ROOT / "stages" / "__init__.py"]
+    files += {page for module in seen for page in pages_of(MODULES[module])}
     return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 
@@ -139,10 +180,15 @@ def test_modules_import_only_what_stands_before_them(module: str) -> None:
         assert place_of(other) <= place_of(module), f"{module} imports {other}, which stands after it"
 
 
+def owner_of(module: str, package: str) -> str:
+    """The module, or the package that owns for all its modules."""
+    return next((parent for parent in packages_of(module) if parent in OWNERS[package]), module)
+
+
 @pytest.mark.parametrize("package", OWNERS)
 def test_each_heavy_package_has_its_owner(package: str) -> None:
     importers = {
-        "nima.params" if module.startswith("nima.params.") else module
+        owner_of(module, package)
         for module, path in MODULES.items()
         if any(name.split(".")[0] == package for name in imported_names(path, at_run_time=False))
     }

@@ -1,5 +1,6 @@
-"""The order of the data, as a pure function of seed and step."""
+"""The order of the data, as a pure function of seed and step: streams, blocks, batches, weights, windows."""
 
+import hashlib
 import time
 from collections import Counter
 
@@ -10,16 +11,18 @@ from hypothesis import strategies as st
 from tiny_documents import ListedDocuments, numbered
 
 from nima.batches import (
+    Batch,
+    Batching,
     Stream,
     TrainingBatches,
     Window,
     evenly_spread,
-    permuted,
     scoring_windows,
     steps_of,
     training_batches,
-    training_order,
 )
+from nima.batches.permutation import permuted
+from nima.batches.stream import training_order
 from nima.decoder import IGNORED
 from nima.errors import UserError
 
@@ -31,12 +34,28 @@ def everything(tokens: ListedDocuments) -> np.ndarray:
 
 
 def batches_of(
-    tokens: ListedDocuments, seed: int = 0, block_tokens: int = 4, per_batch: int = 3
+    tokens: ListedDocuments,
+    seed: int = 0,
+    block_tokens: int = 4,
+    per_batch: int = 3,
+    batching: Batching = "blocks",
+    documents: np.ndarray | None = None,
 ) -> TrainingBatches:
-    batch_tokens = block_tokens * per_batch
     return training_batches(
-        tokens, everything(tokens), seed=seed, block_tokens=block_tokens, batch_tokens=batch_tokens
+        tokens,
+        everything(tokens) if documents is None else documents,
+        seed=seed,
+        batching=batching,
+        mixture={},
+        block_tokens=block_tokens,
+        batch_tokens=block_tokens * per_batch,
+        end_of_text=0,
     )
+
+
+def block(batches: TrainingBatches, number: int) -> Batch:
+    """One block by its number from the beginning of training."""
+    return TrainingBatches(batches.tokens, batches.order, units_per_batch=1, end_of_text=0).batch(number)
 
 
 # ---------------------------------------------------------------------------------------------- stream
@@ -104,28 +123,29 @@ def test_a_permutation_leaves_hardly_a_place_where_it_was() -> None:
 @given(lengths, st.integers(0, 3), st.integers(0, 5))
 def test_an_epoch_visits_each_of_its_blocks_exactly_once(sizes: list[int], seed: int, epoch: int) -> None:
     batches = batches_of(numbered(sizes), seed)
-    blocks = batches.blocks_per_epoch
+    blocks = batches.order.units_per_epoch
     seen: Counter[int] = Counter()
     for number in range(epoch * blocks, (epoch + 1) * blocks):
-        seen.update(batches.block(number)[0].tolist())
+        seen.update(block(batches, number).ids.ravel().tolist())
     assert set(seen.values()) == {1}
-    assert seen.total() == blocks * batches.block_tokens
-    assert sum(sizes) - seen.total() < batches.block_tokens
+    assert seen.total() == blocks * 4
+    assert sum(sizes) - seen.total() < 4
 
 
 def test_over_the_epochs_no_token_is_left_out_for_ever() -> None:
     batches = batches_of(numbered([7, 4]))  # 11 tokens: two blocks of 4, three tokens left over
-    seen = {token for number in range(24) for token in batches.block(number)[0].tolist()}
+    seen = {token for number in range(24) for token in block(batches, number).ids.ravel().tolist()}
     assert seen == set(range(11))
 
 
 def test_each_epoch_visits_its_blocks_in_another_order() -> None:
     batches = batches_of(numbered([400]))
     orders = [
-        tuple(batches.start_of(epoch, place) - batches.start_of(epoch, 0) for place in range(100))
+        tuple(int(block(batches, epoch * 100 + place).ids[0, 0]) for place in range(100))
         for epoch in range(3)
     ]
-    assert len(set(orders)) == 3
+    # Which token an epoch begins to count from differs too: only the steps between blocks are compared.
+    assert len({tuple((start - order[0]) % 400 for start in order) for order in orders}) == 3
 
 
 # ---------------------------------------------------------------------------------------------- batches
@@ -143,12 +163,52 @@ def test_a_batch_depends_on_its_step_alone() -> None:
         assert same(fresh.batch(step), forwards[step])
 
 
-def test_slices_of_a_batch_make_up_the_batch() -> None:
-    batches = batches_of(numbered([5, 9, 2, 30]), per_batch=6)
-    whole = batches.batch(4)
-    parts = [batches.batch(4, first, 2) for first in (0, 2, 4)]
-    assert np.array_equal(np.concatenate([part.ids for part in parts]), whole.ids)
-    assert np.array_equal(np.concatenate([part.targets for part in parts]), whole.targets)
+def test_the_order_of_blocks_is_that_of_every_version_before() -> None:
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(0, 40, 60).tolist()
+    spans = [[(size // 3, size)] if size else [] for size in sizes]
+    weights = (draw.integers(1, 12, 60) / 4).tolist()
+    batches = batches_of(ListedDocuments(numbered(sizes).contents, spans, weights), 7, 16, 4)
+    digest = hashlib.sha256()
+    for step in (*range(60), 1000, 1_000_000):
+        batch = batches.batch(step)
+        digest.update(batch.ids.tobytes() + batch.targets.tobytes())
+    assert digest.hexdigest() == "35e7dcfd9548b88ca573640a62b927e138a7ea1cd2c70a36066b79ad6eaacba2"
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.sampled_from(["blocks", "packed", "padded"]), st.integers(1, 9), st.integers(0, 9))
+def test_the_parts_of_any_number_of_ranks_are_the_batch_in_its_order(
+    sizes: list[int], batching: Batching, num_ranks: int, step: int
+) -> None:
+    batches = batches_of(numbered(sizes), batching=batching, per_batch=5)
+    whole = batches.batch(step)
+    parts = [batches.batch(step, rank, num_ranks) for rank in range(num_ranks)]
+    for name in ("ids", "targets", "documents"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    counts = [len(part.ids) for part in parts]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("max_tokens", [3, 4, 9, 16, 100])
+def test_micro_batches_are_the_batch_in_parts_of_limited_size(max_tokens: int) -> None:
+    batch = batches_of(numbered([50]), per_batch=7).batch(0)
+    parts = list(batch.micro_batches(max_tokens))
+    assert all(part.ids.size <= max_tokens or len(part.ids) == 1 for part in parts)
+    assert all(len(part.ids) == max(1, max_tokens // 4) for part in parts[:-1])
+    for name in ("ids", "targets", "documents"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(0, 30))
+def test_a_block_tells_its_documents_apart_by_their_targets(sizes: list[int], number: int) -> None:
+    tokens = numbered(sizes)
+    starts = {content[0] for content in tokens.contents if content}
+    found = block(batches_of(tokens), number)
+    begins = [token in starts for token in found.targets[0, 1:].tolist()]
+    assert (np.diff(found.documents[0]) != 0).tolist() == begins
+    assert found.num_tokens == 4
 
 
 def test_targets_are_the_tokens_that_follow() -> None:
@@ -176,29 +236,37 @@ def test_other_seeds_and_epochs_give_other_blocks() -> None:
     assert batches.batch(0).ids.tolist() != batches.batch(1).ids.tolist()
 
 
-def test_batch_one_million_is_found_as_fast_as_the_first() -> None:
-    batches = batches_of(numbered([100] * 50), per_batch=8)
+@pytest.mark.parametrize("batching", ["blocks", "packed", "padded"])
+def test_batch_one_million_is_found_as_fast_as_the_first(batching: Batching) -> None:
+    batches = batches_of(numbered([100] * 50), per_batch=8, batching=batching)
     started = time.perf_counter()
     batches.batch(1_000_000)
     assert time.perf_counter() - started < 0.5
 
 
-def test_the_documents_of_a_batch_are_those_whose_tokens_it_reads() -> None:
+@pytest.mark.parametrize("batching", ["blocks", "packed", "padded"])
+def test_the_documents_of_a_batch_are_those_whose_tokens_it_trains_on(batching: Batching) -> None:
     sizes = [3, 11, 2, 8, 5, 13]
     tokens = numbered(sizes)
     owner = np.repeat(np.arange(len(sizes)), sizes)
-    batches = batches_of(tokens, per_batch=2)
+    batches = batches_of(tokens, per_batch=2, batching=batching)
     for step in range(10):
-        batch = batches.batch(step)
-        expected = sorted(set(owner[batch.ids].ravel()) | set(owner[batch.targets].ravel()))
-        assert batches.documents_of(step) == expected
+        targets = batches.batch(step).targets
+        assert batches.documents_of(step) == sorted(set(owner[targets[targets != IGNORED]]))
 
 
 def test_only_documents_of_the_split_are_read() -> None:
     tokens = numbered([10, 10, 10])
-    batches = training_batches(tokens, np.array([0, 2]), seed=0, block_tokens=4, batch_tokens=8)
+    batches = batches_of(tokens, documents=np.array([0, 2]))
     seen = {token for step in range(20) for token in batches.batch(step).ids.ravel().tolist()}
     assert seen == set(range(10)) | set(range(20, 30))
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+@pytest.mark.parametrize("sizes", [[], [0, 0]])
+def test_nothing_to_train_on_is_one_line(sizes: list[int], batching: Batching) -> None:
+    with pytest.raises(UserError, match=r"training.batching: the training part has no token"):
+        batches_of(numbered(sizes), batching=batching)
 
 
 @pytest.mark.parametrize("sizes", [[3], [1, 2], []])
@@ -211,6 +279,9 @@ def test_a_run_has_whole_updates_for_its_epochs() -> None:
     batches = batches_of(numbered([40]), per_batch=3)  # 10 blocks an epoch
     assert steps_of(7, None, batches) == 7
     assert [steps_of(None, epochs, batches) for epochs in (0.01, 1.0, 3.0, 3.1)] == [1, 4, 10, 11]
+    assert batches.epochs(20) == 6.0
+    assert batches.epochs_by_source(20) == {}
+    assert (batches.tokens_per_batch, batches.packing_efficiency) == (12, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- weights

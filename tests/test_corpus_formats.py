@@ -1,25 +1,15 @@
+import gzip
 import json
-from io import BytesIO
+import pickle
+from pathlib import Path
 
 import pytest
+from held_files import HeldFile, read, rejected, source_of, summary
 
-from nima.corpus.document import Message, Rejection
-from nima.corpus.formats import Record, read_records
-from nima.corpus.sources import SourceFile
+from nima.corpus.blocks import verbatim_lines
+from nima.corpus.formats import Record, is_splittable, read_records
 from nima.errors import SourceError
-from nima.params import SourceParams
-
-
-def read(name: str, content: bytes, **settings: str) -> list[Record | Rejection]:
-    source = SourceParams(name="s", path="unused", **settings)  # type: ignore[arg-type]
-    return list(read_records(SourceFile(name, f"data/{name}", lambda: BytesIO(content)), source))
-
-
-def rejected(name: str, content: bytes, **settings: str) -> Rejection:
-    (rejection,) = read(name, content, **settings)
-    assert isinstance(rejection, Rejection)
-    assert (rejection.source, rejection.key.partition("#")[0]) == ("s", name)
-    return rejection
+from nima.params import LimitsParams
 
 
 @pytest.mark.parametrize(
@@ -27,18 +17,38 @@ def rejected(name: str, content: bytes, **settings: str) -> Rejection:
     [
         ("a.md", "markdown"),
         ("a.MARKDOWN", "markdown"),
+        ("a.mdx", "markdown"),
         ("a.rst", "rst"),
         ("a.txt", "text"),
         ("LICENSE", "text"),
+        ("a.py", "code"),
+        ("a.jsx", "code"),
+        ("a.ts", "code"),
+        ("a.xml", "code"),
     ],
 )
 def test_a_text_file_is_one_record_in_the_markup_of_its_name(name: str, markup: str) -> None:
-    assert read(name, b"one\n  two\n") == [Record(name, "one\n  two\n", None, markup, "one\n  two\n")]
+    expected = Record(name, "one\n  two\n", None, markup, "one\n  two\n")
+    assert read(name, b"one\n  two\n") == [expected]
 
 
 def test_the_format_in_params_wins_over_the_name() -> None:
     (record,) = read("a.txt", b"x", format="rst")
     assert record.markup == "rst"
+
+
+@pytest.mark.parametrize("name", ["python", "javascript", "typescript", "xml"])
+def test_source_code_stays_to_the_byte_when_it_is_cleaned(name: str) -> None:
+    (record,) = read("a.txt", b"if x:   \n\n\n\n\ty = '\x07'  \n# \xc2\xa0\n", format=name)
+    lines = record.text.split("\n")
+    assert verbatim_lines(lines, record.markup) == [True] * len(lines)
+    assert record.text == "if x:   \n\n\n\n\ty = '\x07'  \n# \xa0\n"
+
+
+def test_mdx_keeps_its_imports_and_components() -> None:
+    page = "import Tabs from '@theme/Tabs'\n\n<Tabs groupId=\"os\">\n  **bold** {value}\n</Tabs>\n"
+    (record,) = read("a.mdx", page.encode())
+    assert (record.text, record.markup) == (page, "markdown")
 
 
 def test_byte_order_mark_and_foreign_newlines_go_and_the_raw_text_stays() -> None:
@@ -59,116 +69,109 @@ def test_a_nul_byte_is_rejected_and_kept_whole() -> None:
     assert "character 1 is NUL" in rejection.detail
 
 
-def test_an_array_of_questions_becomes_conversations_with_their_raw_text() -> None:
-    raw = '{"question": "Q1?",\r\n "answer": "A1\\n```\\n  x\\n```"}'
-    content = f'[\n  {raw},\n  {{"question": "Q2", "answer": "A2"}}\n]\n'.encode()
-    first, second = read("a.json", content)
-    assert first.key == "a.json#0"
-    assert first.messages == (Message("user", "Q1?"), Message("assistant", "A1\n```\n  x\n```"))
-    assert first.text == ""
-    assert first.raw == raw
-    assert second.key == "a.json#1"
+def test_a_text_longer_than_a_record_may_be_is_rejected_and_its_beginning_kept() -> None:
+    rejection = rejected("a.md", b"x" * 200_001, {"max_record_bytes": 200_000})
+    assert rejection.reason == "too_large"
+    assert "prepare.limits.max_record_bytes" in rejection.detail
+    assert "its first 65536 bytes are kept" in rejection.detail
+    assert rejection.text == "x" * 65_536
+    assert len(read("a.md", b"x" * 200_000, {"max_record_bytes": 200_000})[0].text) == 200_000
 
 
-def test_one_json_object_is_one_record_under_the_files_own_key() -> None:
-    (record,) = read("a.json", b' {"text": "hello\\r\\n"} ')
-    assert (record.key, record.text, record.messages) == ("a.json", "hello\n", None)
+def test_an_endless_file_is_left_once_it_is_too_long() -> None:
+    class Endless(HeldFile):
+        def open(self):  # type: ignore[no-untyped-def]
+            return Path("/dev/zero").open("rb")
 
-
-@pytest.mark.parametrize(
-    ("record", "text"),
-    [
-        ({"text": "t"}, "t"),
-        ({"content": "c"}, "c"),
-        ({"title": "T", "content": "c"}, "T\n\nc"),
-        ({"title": None, "text": "t"}, "t"),
-    ],
-)
-def test_a_document_record_may_have_a_title(record: dict[str, str], text: str) -> None:
-    (found,) = read("a.json", json.dumps(record).encode())
-    assert found.text == text
+    file, source = Endless("a.txt", b""), source_of()
+    limits = LimitsParams(max_record_bytes=1_000_000, max_file_bytes=1_000_000)
+    for name in ("text", "json", "yaml", "html", "python"):
+        (outcome,) = read_records(file, source.model_copy(update={"format": name}), limits)
+        assert outcome.reason == "too_large"
 
 
 @pytest.mark.parametrize(
-    ("record", "settings", "reason", "detail"),
+    ("group_by", "key", "group"),
     [
-        ({"question": "q"}, {}, "missing_field", "record 0 (line 1): field 'answer' is missing"),
-        (
-            {"question": " ", "answer": "a"},
-            {},
-            "missing_field",
-            "record 0 (line 1): field 'question' is empty",
-        ),
-        ({"text": "t"}, {"record": "qa"}, "missing_field", "record 0 (line 1): field 'question' is missing"),
-        ({"body": "t"}, {}, "missing_field", "record 0 (line 1): field 'text' is missing"),
-        ({"text": 3}, {}, "wrong_type", "record 0 (line 1): field 'text' must be text, found a number"),
-        ("text", {}, "wrong_type", "record 0 (line 1): expected an object, found text"),
-        ({"text": "a\0"}, {}, "nul_byte", "character 1 is NUL"),
-        ({"text": "a\ud800"}, {}, "invalid_unicode", "half a surrogate pair at character 1"),
+        (None, "a/b/c.jsonl", ""),
+        ("file", "a/b/c.jsonl", "a/b/c.jsonl"),
+        ("folder", "a/b/c.jsonl", "a/b"),
+        ("folder", "c.jsonl", "."),
+        ("field:topic", "a/b/c.jsonl", "dns"),
+        ("field:meta.number", "a/b/c.jsonl", "7"),
     ],
 )
-def test_an_unusable_record_is_rejected_with_its_reason_and_raw_text(
-    record, settings, reason, detail
-) -> None:
-    raw = json.dumps(record)
-    rejection = rejected("a.json", f"[{raw}]".encode(), **settings)
-    assert (rejection.reason, rejection.text, rejection.key) == (reason, raw, "a.json#0")
-    assert detail in rejection.detail
+def test_records_carry_the_group_that_their_source_asks_for(group_by, key, group) -> None:
+    content = b'{"text": "t", "topic": "dns", "meta": {"number": 7}}'
+    (record,) = read(key, content, group_by=group_by)
+    assert record.group == group
 
 
-def test_rejected_records_name_their_index_and_line() -> None:
-    records = read("a.json", b'[\n{"text": "a"},\n\n{"text": ""}, {"text": "b"}\n]')
-    assert [type(record) for record in records] == [Record, Rejection, Record]
-    assert records[1].detail == "record 1 (line 4): field 'text' is empty"
+def test_a_record_without_the_field_that_groups_is_rejected() -> None:
+    assert (
+        "by which the source groups" in rejected("a.jsonl", b'{"text": "t"}', group_by="field:topic").detail
+    )
+    assert rejected("a.md", b"text", group_by="field:topic").reason == "missing_field"
+    assert rejected("a.jsonl", b'{"text": "t", "topic": []}', group_by="field:topic").reason == "wrong_type"
 
 
-@pytest.mark.parametrize(
-    ("content", "line", "message"),
-    [
-        (b"", 1, "Expecting value"),
-        (b'[\n{"text": "a"},\n{"text": }]', 3, "Expecting value"),
-        (b'[{"text": "a"}\n{"text": "b"}]', 2, "expected ',' or ']' after a record"),
-        (b'[{"text": "a"},\n', 2, "Expecting value"),
-        (b'{"text": "a"}\n{"text": "b"}', 2, "nothing may follow"),
-        (b"[]\nx", 2, "nothing may follow"),
-        (b"[" + b"9" * 5000 + b"]", 1, "Exceeds the limit"),
-        (b"\n" + b"[" * 100_000, 2, "recursion"),
-    ],
-)
-def test_malformed_json_names_file_and_line(content: bytes, line: int, message: str) -> None:
-    with pytest.raises(SourceError, match=rf"^data/a\.json:{line}: malformed JSON: .*{message}"):
-        read("a.json", content)
+def test_a_text_file_is_grouped_by_its_folder() -> None:
+    assert read("x/y.md", b"t", group_by="folder")[0].group == "x"
 
 
-def test_json_that_is_not_utf8_names_file_line_and_byte() -> None:
-    with pytest.raises(SourceError, match=r"^data/a\.json:2: not UTF-8: byte 12: invalid start byte$"):
-        read("a.json", b'\xef\xbb\xbf[\n"text":\xff]')
+def test_an_unknown_encoding_is_one_clear_line() -> None:
+    for name in ("klingon", "rot13", "a\0b"):
+        with pytest.raises(SourceError, match=r"^data/a\.md: encoding .* is unknown; [^\n]*$"):
+            read("a.md", b"x", encoding=name)
 
 
-def test_a_bare_value_is_no_record() -> None:
-    with pytest.raises(SourceError, match=r"^data/a\.json:1: expected an array .*, found a number$"):
-        read("a.json", b"3")
+def test_records_and_rejections_travel_between_processes() -> None:
+    outcomes = read("a.jsonl", b'{"text": "a"}\n{"question": "q", "answer": "a"}\nx\n')
+    assert pickle.loads(pickle.dumps(outcomes)) == outcomes
 
 
-def test_an_empty_array_holds_no_records() -> None:
-    assert read("a.json", b" [ ] ") == []
+def test_the_raw_text_of_a_row_is_written_only_when_it_is_asked_for() -> None:
+    row = {"text": "a", "bytes": b"\xff", "lone": "\udc80"}
+    record = Record("k", "a", None, "markdown", row)
+    assert record.origin is row
+    assert json.loads(record.raw)["text"] == "a"
+    assert record.raw.encode()
 
 
-def test_json_lines_are_read_one_by_one_and_bad_lines_rejected() -> None:
-    content = b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": \n{"text": "\xff"}\n{"question": "q", "answer": "a"}'
-    first, malformed, undecodable, last = read("a.jsonl", content)
-    assert (first.key, first.text, first.raw) == ("a.jsonl#0", "a", '{"text": "a"}')
-    assert (malformed.key, malformed.reason, malformed.text) == ("a.jsonl#1", "malformed_json", '{"text": ')
-    assert malformed.detail.startswith("record 1 (line 3): ")
-    assert undecodable.reason == "invalid_utf8"
-    assert undecodable.detail == f"record 2 (line 4): byte {content.index(255)}: invalid start byte"
-    assert undecodable.raw == b'{"text": "\xff"}'
-    assert last.key == "a.jsonl#3"
-    assert last.messages is not None
+def test_json_lines_are_split_only_where_a_byte_ends_every_line(tmp_path) -> None:
+    from nima.corpus.files import local_file
+
+    content = '{"text": "ä"}\n'
+    for name, data, encoding, expected in [
+        ("a.jsonl", content.encode(), "utf-8", True),
+        ("a.ndjson", b"\xef\xbb\xbf" + content.encode(), "utf-8", True),
+        ("b.jsonl", content.encode("cp1252"), "cp1252", True),
+        ("c.jsonl", content.encode("cp1252"), "auto", True),
+        ("d.jsonl", content.encode("utf-16"), "utf-8", False),
+        ("e.jsonl", content.encode("utf-16-le"), "utf-16", False),
+        ("a.jsonl.gz", gzip.compress(content.encode()), "utf-8", False),
+        ("a.json", content.encode(), "utf-8", False),
+        ("a.md", content.encode(), "utf-8", False),
+        ("f.jsonl", content.encode(), "klingon", False),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        source = source_of(encoding=encoding)
+        assert is_splittable(local_file(tmp_path / name, name), source) is expected, name
 
 
-def test_json_lines_are_not_read_ahead() -> None:
-    stream = BytesIO(b'{"text": "a"}\n' * 100_000)
-    records = read_records(SourceFile("a.jsonl", "a.jsonl", lambda: stream), SourceParams(name="s", path="x"))
-    next(records)
-    assert stream.tell() == len(b'{"text": "a"}\n')
+def test_a_file_that_is_gone_is_not_splittable(tmp_path) -> None:
+    from nima.corpus.files import local_file
+
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n")
+    file = local_file(path, "a.jsonl")
+    path.unlink()
+    assert not is_splittable(file, source_of())
+
+
+def test_files_of_all_formats_with_nothing_in_them_hold_no_record() -> None:
+    for name in ("a.jsonl", "a.csv", "a.tsv", "a.yaml"):
+        assert read(name, b"") == [], name
+        assert read(f"{name}.gz", gzip.compress(b"")) == [], name
+    assert summary(read("a.json", b"")) == ["malformed_json"]
+    assert summary(read("a.parquet", b"")) == ["damaged"]

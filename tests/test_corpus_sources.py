@@ -1,63 +1,40 @@
-import hashlib
-import io
+import multiprocessing
 import os
-import tarfile
-import zipfile
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nima.corpus.sources import fetch_packages, files_of, glob_pattern
+from nima.corpus.files import SourceFile
+from nima.corpus.globs import glob_pattern
+from nima.corpus.sources import files_of
 from nima.errors import SourceError
-from nima.params import PackageParams, SourceParams
+from nima.params import SourceParams
 
 ROOT_USER, NOBODY = 0, 65534
 
 
-def local(path: Path, glob: str = "**/*", exclude: tuple[str, ...] = ()) -> SourceParams:
-    return SourceParams(name="s", path=str(path), glob=glob, exclude=list(exclude))
+def local(path: Path | list[Path], glob: Any = "**/*", exclude: tuple[str, ...] = ()) -> SourceParams:
+    paths: Any = list(map(str, path)) if isinstance(path, list) else str(path)
+    return SourceParams(name="s", path=paths, glob=glob, exclude=list(exclude))
 
 
-def packed(archive: Path, glob: str = "**/*", sha256: str | None = None) -> SourceParams:
-    found = hashlib.sha256(archive.read_bytes()).hexdigest() if sha256 is None else sha256
-    package = PackageParams(index="pypi", name="corpus-demo", version="1.0", sha256=found)
-    return SourceParams(name="s", package=package, glob=glob)
+def read(source: SourceParams) -> dict[str, bytes]:
+    return {file.key: content_of(file) for file in files_of(source, Path("none"))}
 
 
-def read(source: SourceParams, packages: Path = Path("none")) -> dict[str, bytes]:
-    content = {}
-    for file in files_of(source, packages):
-        with file.open() as stream:
-            content[file.key] = stream.read()
-    return content
+def content_of(file: SourceFile) -> bytes:
+    with file.open() as stream:
+        return stream.read()
 
 
 def plant(root: Path, *keys: str) -> None:
     for key in keys:
         (root / key).parent.mkdir(parents=True, exist_ok=True)
         (root / key).write_text(key)
-
-
-def write_wheel(folder: Path, members: dict[str, str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "corpus_demo-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
-    return path
-
-
-def write_sdist(folder: Path, members: dict[str, str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "corpus_demo-1.0.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    return path
 
 
 @contextmanager
@@ -88,11 +65,18 @@ def without_privileges() -> Iterator[None]:
         ("[!a-c].md", ["d.md"], ["a.md", "/.md"]),
         ("a.(b)+.md", ["a.(b)+.md"], ["axb.md"]),
         ("**/b/**/*.md", ["b/x.md", "a/b/x.md", "a/b/c/x.md"], ["x.md", "a/x.md"]),
+        ("**/**/*.md", ["x.md", "a/b/x.md"], ["x.rst"]),
     ],
 )
 def test_globs_match_whole_paths(glob: str, matching: list[str], other: list[str]) -> None:
     pattern = glob_pattern(glob)
     assert [key for key in matching + other if pattern.fullmatch(key)] == matching
+
+
+def test_a_glob_that_means_nothing_is_named(tmp_path: Path) -> None:
+    plant(tmp_path, "a.md")
+    with pytest.raises(SourceError, match=r"^glob '\[z-a\]\.md': bad character range z-a$"):
+        read(local(tmp_path, "[z-a].md"))
 
 
 # ----------------------------------------------------------------------------------------- local files
@@ -128,6 +112,12 @@ def test_a_linked_folder_that_leaves_the_folder_is_refused(tmp_path: Path) -> No
     (tmp_path / "in" / "linked").symlink_to("../out")
     with pytest.raises(SourceError, match=r"in/linked: a link to a place outside"):
         read(local(tmp_path / "in"))
+
+
+def test_a_hidden_folder_is_not_entered(tmp_path: Path) -> None:
+    plant(tmp_path, "in/a.md", "in/.venv/b.md", "out/secret.md")
+    (tmp_path / "in" / ".venv" / "linked").symlink_to("../../out")
+    assert list(read(local(tmp_path / "in"))) == ["a.md"]
 
 
 def test_a_dangling_link_is_named(tmp_path: Path) -> None:
@@ -168,157 +158,125 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         read(local(tmp_path))
 
 
-# -------------------------------------------------------------------------------------- package files
-
-MEMBERS = {"demo/docs/b.rst": "b", "demo/docs/x/y/a.rst": "a", "demo/docs/a.rst": "c", "demo/code.py": "d"}
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Where the package corpus-demo 1.0 is kept."""
-    return tmp_path / "packages" / "corpus-demo-1.0"
+def test_several_globs_take_what_any_of_them_takes(tmp_path: Path) -> None:
+    plant(tmp_path, "a.md", "b.rst", "c/d.md", "e.txt")
+    assert list(read(local(tmp_path, ["*.md", "**/*.rst"]))) == ["a.md", "b.rst"]
+    with pytest.raises(SourceError, match=r"glob '\*\.x', '\*\.y' without 'e\*' matches none of the 4 files"):
+        read(local(tmp_path, ["*.x", "*.y"], ("e*",)))
 
 
-def test_files_inside_a_wheel_are_read_in_order_without_unpacking(cache: Path) -> None:
-    wheel = write_wheel(cache, MEMBERS)
-    found = read(packed(wheel, "demo/docs/**/*.rst"), cache.parent)
-    assert list(found.items()) == [
-        ("demo/docs/a.rst", b"c"),
-        ("demo/docs/b.rst", b"b"),
-        ("demo/docs/x/y/a.rst", b"a"),
+# ------------------------------------------------------------------------------------- wildcards, lists
+
+
+def test_a_path_with_wildcards_stands_for_the_files_that_it_matches(tmp_path: Path) -> None:
+    plant(tmp_path, "docs/a.md", "docs/b.md", "docs/c.txt", "docs/deep/d.md", "docs/.e.md", "docs/x.md/f.md")
+    assert list(read(local(tmp_path / "docs/*.md"))) == ["a.md", "b.md"]
+    assert list(read(local(tmp_path / "**/*.md", exclude=("**/b.md",)))) == [
+        "docs/a.md",
+        "docs/deep/d.md",
+        "docs/x.md/f.md",
     ]
-    assert list(cache.iterdir()) == [wheel]
 
 
-def test_the_folder_around_an_sdist_is_no_part_of_its_keys(cache: Path) -> None:
-    sdist = write_sdist(cache, {f"corpus_demo-1.0/{name}": text for name, text in MEMBERS.items()})
-    assert read(packed(sdist, "demo/docs/**/*.rst"), cache.parent) == {
-        "demo/docs/a.rst": b"c",
-        "demo/docs/b.rst": b"b",
-        "demo/docs/x/y/a.rst": b"a",
-    }
+def test_a_wildcard_looks_no_deeper_than_it_says(tmp_path: Path) -> None:
+    plant(tmp_path, "docs/a.md", "docs/deep/b.md", "outside/c.md")
+    (tmp_path / "docs" / "deep" / "linked").symlink_to("../../outside")
+    assert list(read(local(tmp_path / "docs/*.md"))) == ["a.md"]
 
 
-@pytest.mark.parametrize("name", ["../evil.rst", "/evil.rst", "demo/../../evil.rst", "..\\evil.rst"])
-@pytest.mark.parametrize("write", [write_wheel, write_sdist])
-def test_a_name_that_points_outside_the_package_is_refused(cache: Path, write, name: str) -> None:
-    archive = write(cache, MEMBERS | {name: "evil"})
-    with pytest.raises(SourceError, match="points outside the package"):
-        read(packed(archive), cache.parent)
+def test_a_relative_wildcard_starts_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, "a.md", "docs/b.md")
+    monkeypatch.chdir(tmp_path)
+    assert list(read(local(Path("*.md")))) == ["a.md"]
+    assert [file.place for file in files_of(local(Path("docs/*.md")), Path("none"))] == ["docs/b.md"]
 
 
-def test_the_right_checksum_is_required_of_a_kept_package(cache: Path) -> None:
-    wheel = write_wheel(cache, MEMBERS)
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    with pytest.raises(SourceError, match=rf"wrong checksum: expected sha256 {'0' * 64}, found {found}"):
-        read(packed(wheel, sha256="0" * 64), cache.parent)
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("docs/*.rst", r"docs/\*\.rst: matches none of the 1 files there; \*\* stands for any number"),
+        ("gone/*.md", r"gone/\*\.md: there is no folder .*gone$"),
+    ],
+)
+def test_a_wildcard_that_matches_nothing_is_named(tmp_path: Path, path: str, message: str) -> None:
+    plant(tmp_path, "docs/a.md")
+    with pytest.raises(SourceError, match=message):
+        read(local(tmp_path / path))
 
 
-def test_a_package_damaged_after_fetching_is_noticed(cache: Path) -> None:
-    wheel = write_wheel(cache, MEMBERS)
-    source = packed(wheel)
-    read(source, cache.parent)
-    wheel.write_bytes(wheel.read_bytes()[:-1] + b"x")
-    with pytest.raises(SourceError, match=r"py3-none-any\.whl: wrong checksum"):
-        read(source, cache.parent)
+def test_a_name_with_wildcard_characters_is_taken_as_it_stands(tmp_path: Path) -> None:
+    plant(tmp_path, "[draft]/a*.md", "[draft]/ab.md", "d/a*.md")
+    assert read(local(tmp_path / "[draft]" / "a*.md")) == {"a*.md": b"[draft]/a*.md"}
 
 
-def test_a_package_that_is_no_archive_is_named(cache: Path) -> None:
-    cache.mkdir(parents=True)
-    (cache / "corpus_demo-1.0.tar.gz").write_bytes(b"not an archive")
-    with pytest.raises(SourceError, match=r"1\.0\.tar\.gz: neither a wheel \(zip\) nor an sdist"):
-        read(packed(cache / "corpus_demo-1.0.tar.gz"), cache.parent)
+def test_several_paths_have_keys_from_the_folder_they_share(tmp_path: Path) -> None:
+    plant(tmp_path, "x/docs/a.md", "x/docs/b/c.md", "x/notes/d.md", "x/e.md")
+    paths = [tmp_path / "x/notes/*.md", tmp_path / "x/e.md", tmp_path / "x/docs"]
+    assert list(read(local(paths))) == ["docs/a.md", "docs/b/c.md", "e.md", "notes/d.md"]
 
 
-def test_a_damaged_member_is_named(cache: Path) -> None:
-    wheel = write_wheel(cache, {"a.txt": "a" * 1000, "b.txt": "b"})
-    content = bytearray(wheel.read_bytes())
-    content[45] ^= 0xFF
-    wheel.write_bytes(content)
-    with pytest.raises(SourceError, match=r"none-any\.whl:a\.txt: cannot be read: "):
-        read(packed(wheel), cache.parent)
+def test_a_file_that_two_paths_name_is_read_once(tmp_path: Path) -> None:
+    plant(tmp_path, "docs/a.md", "docs/b/c.md")
+    paths = [tmp_path / "docs", tmp_path / "docs/b/c.md", tmp_path / "docs/**/*.md"]
+    assert list(read(local(paths))) == ["a.md", "b/c.md"]
 
 
-# ------------------------------------------------------------------------------------ fetching packages
+def test_each_of_several_paths_must_be_there(tmp_path: Path) -> None:
+    plant(tmp_path, "a.md")
+    with pytest.raises(SourceError, match=r"gone\.md: not found; "):
+        read(local([tmp_path / "a.md", tmp_path / "gone.md"]))
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip looks for packages: a folder."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
+# ------------------------------------------------------------------------------ files that move, workers
 
 
-METADATA = """Metadata-Version: 2.1
-Name: corpus-demo
-Version: 1.0
-Requires-Python: >=99
-Requires-Dist: none-such
-"""
-WHEEL = {
-    "corpus_demo-1.0.dist-info/METADATA": METADATA,
-    "corpus_demo-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    "corpus_demo-1.0.dist-info/RECORD": "",
-    "demo/a.rst": "a",
-}
-BACKEND = """
-from pathlib import Path
-def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    info = Path(folder, "corpus_demo-1.0.dist-info")
-    info.mkdir()
-    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: corpus-demo\\nVersion: 1.0\\n")
-    return info.name
-"""
-SDIST = {
-    "corpus_demo-1.0/PKG-INFO": METADATA,
-    "corpus_demo-1.0/pyproject.toml": (
-        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-    ),
-    "corpus_demo-1.0/backend.py": BACKEND,
-    "corpus_demo-1.0/demo/a.rst": "a",
-}
+@pytest.mark.parametrize("change", ["longer", "later", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: str) -> None:
+    plant(tmp_path, "a.md")
+    (file,) = files_of(local(tmp_path), Path("none"))
+    moved = pytest.raises(
+        SourceError, match=r"a\.md: (changed while it was read; |cannot be read: No such file)"
+    )
+    with moved, file.open() as stream:
+        stream.read()
+        if change == "longer":
+            (tmp_path / "a.md").write_text("a.md and more")
+        elif change == "later":
+            os.utime(tmp_path / "a.md", ns=(0, 0))
+        else:
+            (tmp_path / "a.md").unlink()
 
 
-def test_a_wheel_is_fetched_once_and_then_needs_no_index(tmp_path: Path, index: Path, cache: Path) -> None:
-    wheel = write_wheel(index, WHEEL)
-    source = packed(wheel, "demo/*.rst")
-    assert fetch_packages([source, local(tmp_path)], cache.parent) == [cache / wheel.name]
-    wheel.unlink()
-    assert read(source, cache.parent) == {"demo/a.rst": b"a"}
-    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+def test_a_file_that_changed_after_it_was_listed_is_named(tmp_path: Path) -> None:
+    plant(tmp_path, "a.md")
+    (file,) = files_of(local(tmp_path), Path("none"))
+    before = file.identity()
+    (tmp_path / "a.md").write_text("another text")
+    with pytest.raises(SourceError, match=r"a\.md: changed while it was read"):
+        content_of(file)
+    (again,) = files_of(local(tmp_path), Path("none"))
+    assert (before, file.num_bytes, again.num_bytes) == (file.identity(), 4, 12)
+    assert again.identity() != before
 
 
-def test_an_sdist_is_fetched_where_its_checksum_is_pinned(index: Path, cache: Path) -> None:
-    write_wheel(index, WHEEL)
-    sdist = write_sdist(index, SDIST)
-    assert read(packed(sdist, "demo/*.rst"), cache.parent) == {"demo/a.rst": b"a"}
-    assert [path.name for path in cache.iterdir()] == [sdist.name]
+def test_a_reader_that_stops_early_need_not_know_of_changes(tmp_path: Path) -> None:
+    plant(tmp_path, "a.md")
+    (file,) = files_of(local(tmp_path), Path("none"))
+
+    def lines() -> Iterator[bytes]:
+        with file.open() as stream:
+            yield from stream
+
+    reader = lines()
+    next(reader)
+    (tmp_path / "a.md").write_text("another text")
+    reader.close()  # type: ignore[attr-defined]
 
 
-def test_a_fetched_package_with_another_checksum_is_refused_and_not_kept(index: Path, cache: Path) -> None:
-    wheel = write_wheel(index, WHEEL)
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    with pytest.raises(SourceError, match=rf"expected sha256 {'0' * 64}, found {found}; "):
-        read(packed(wheel, sha256="0" * 64), cache.parent)
-    assert list(cache.parent.iterdir()) == []
-
-
-def test_a_package_that_pip_cannot_find_is_one_clear_line(index: Path, cache: Path) -> None:
-    package = PackageParams(index="pypi", name="corpus-demo", version="1.0", sha256="0" * 64)
-    with pytest.raises(
-        SourceError, match=r"^package corpus-demo 1\.0: cannot be fetched; pip says: No matching [^\n]*$"
-    ):
-        read(SourceParams(name="s", package=package), cache.parent)
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    plant(tmp_path, "file")
-    package = PackageParams(index="pypi", name="corpus-demo", version="1.0", sha256="0" * 64)
-    with pytest.raises(SourceError, match=r"file/corpus-demo-1\.0: cannot be written: .*NIMA_CACHE"):
-        read(SourceParams(name="s", package=package), tmp_path / "file")
+def test_any_process_in_any_folder_can_open_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, "docs/a.md", "docs/b.md")
+    monkeypatch.chdir(tmp_path)
+    files = list(files_of(local(Path("docs")), Path("none")))
+    monkeypatch.chdir("/")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(content_of, pickle.loads(pickle.dumps(files))) == [b"docs/a.md", b"docs/b.md"]

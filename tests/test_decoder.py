@@ -79,6 +79,82 @@ def test_positions_matter_but_only_relative_to_each_other() -> None:
     torch.testing.assert_close(model(ids), expected, rtol=1e-3, atol=1e-4)
 
 
+# --------------------------------------------------------------------------------- attention cut at borders
+
+DOCUMENTS = torch.tensor([[0] * 7 + [1] * 9 + [2] * 4 + [-1] * 4, [3] * 12 + [4] * 1 + [3] * 11])
+
+
+def logits(model: Decoder, ids: torch.Tensor, precision: str, documents: torch.Tensor | None) -> torch.Tensor:
+    with autocast(torch.device("cpu"), precision):
+        return model.head(model.hidden(ids, documents_BT=documents))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.no_grad()
+def test_changing_a_document_leaves_the_logits_of_the_others_equal_bit_for_bit(
+    precision: str, num_kv_heads: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    model, ids = tiny_model(num_kv_heads=num_kv_heads), random_ids(2, 24)
+    before = logits(model, ids, precision, DOCUMENTS)
+    for row, number in ((0, 0), (0, 1), (0, 2), (0, -1), (1, 3), (1, 4)):
+        changed = (number == DOCUMENTS) & (torch.arange(2) == row)[:, None]
+        after = logits(model, torch.where(changed, (ids + 7) % 40, ids), precision, DOCUMENTS)
+        assert torch.equal(before[~changed], after[~changed])
+        assert not (before[changed] == after[changed]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.no_grad()
+def test_without_documents_a_change_reaches_all_that_comes_after(precision: str) -> None:
+    model, ids = tiny_model(), random_ids(2, 24)
+    other = ids.clone()
+    other[:, 2] = (ids[:, 2] + 7) % 40
+    differ = (logits(model, ids, precision, None) != logits(model, other, precision, None)).any(dim=-1)
+    assert differ[:, 2:].all()
+
+
+def test_no_gradient_crosses_a_border() -> None:
+    model, ids = tiny_model(), random_ids(2, 24)
+    inputs = []
+    model.embedding.register_forward_hook(
+        lambda *call: inputs.append(call[2].detach().requires_grad_()) or inputs[0]
+    )
+    logits(model, ids, "fp32", DOCUMENTS)[DOCUMENTS == 1].sum().backward()
+    reached = inputs[0].grad.ne(0).any(dim=-1)
+    assert torch.equal(reached, DOCUMENTS == 1)
+
+
+@torch.no_grad()
+def test_a_document_behind_others_has_the_logits_it_has_alone() -> None:
+    model, ids = tiny_model(), random_ids(1, 24)
+    together = model.head(model.hidden(ids, documents_BT=DOCUMENTS[:1]))
+    torch.testing.assert_close(together[:, 7:16], model(ids[:, 7:16]), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_one_document_a_row_is_plain_causal_attention() -> None:
+    model, ids = tiny_model(), random_ids(2, 24)
+    documents = torch.tensor([[5], [6]]).expand(2, 24)
+    torch.testing.assert_close(
+        model.hidden(ids, documents_BT=documents), model.hidden(ids), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_of_padding_alone_are_finite(precision: str) -> None:
+    model, ids = tiny_model(), random_ids(2, 24)
+    documents, targets = torch.full((2, 24), -1), torch.full((2, 24), IGNORED)
+    with autocast(torch.device("cpu"), precision):
+        loss = model.loss_sum(ids, targets, documents)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+    assert logits(model, ids, precision, documents).isfinite().all()
+
+
 def test_more_positions_than_the_context_raise() -> None:
     model = tiny_model(context_tokens=8)
     with pytest.raises(ValueError, match="9 positions do not fit a context of 8"):

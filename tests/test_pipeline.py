@@ -74,11 +74,11 @@ def test_tiny_learning_rates_stay_numbers(project: Project) -> None:
     assert "lr: 1e-05" in project.read("params.yaml")
 
 
-def test_a_new_document_reruns_everything_and_a_prompt_only_the_samples(project: Project) -> None:
+def test_a_new_document_reruns_everything_and_a_prompt_its_gate_and_the_samples(project: Project) -> None:
     (project.path / "data/raw/notes/note-99.md").write_text("# Note 99\n\nA note, new and long enough.\n")
     assert stages_run(project.dvc("repro").stdout) == ALL_STAGES
     project.set_params({"generate": {"prompts": ["Mount the"]}})
-    assert stages_run(project.dvc("repro").stdout) == ["generate_samples"]
+    assert stages_run(project.dvc("repro").stdout) == ["split", "generate_samples"]
 
 
 def test_a_key_that_changes_no_result_reruns_nothing(project: Project) -> None:

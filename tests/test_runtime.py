@@ -95,15 +95,19 @@ def test_a_package_folder_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.M
     assert runtime.load(tmp_path).packages == Path.home() / "packages"
 
 
-def test_threads_never_exceed_the_processors_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_never_exceed_the_processors_this_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 64)
-    assert runtime.thread_count(None) == 1
+    assert runtime.load(tmp_path).threads == 1
+    assert runtime.load(tmp_path).workers == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
-    assert runtime.thread_count(None) == 8
+    assert runtime.load(tmp_path).threads == 8
+    assert runtime.load(tmp_path).workers == 16
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: None)
-    assert runtime.thread_count(None) == 16
+    assert runtime.load(tmp_path).threads == 16
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

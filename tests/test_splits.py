@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,21 @@ from nima import params_file, runtime, splits
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
 from nima.errors import UserError
-from nima.splits import SPLITS, TrainingTexts, assign, check_no_empty, check_no_overlap, split_of
-from nima.tokens import Tokens, TokenWriter
+from nima.splits import (
+    SPLITS,
+    SplitTexts,
+    TrainingTexts,
+    assign,
+    check_no_conflict,
+    check_no_empty,
+    check_no_overlap,
+    conflicts,
+    ratios_of,
+    split_of,
+    without,
+)
+from nima.token_writer import TokenWriter
+from nima.tokens import Tokens
 
 ROOT = Path(__file__).parent.parent
 EIGHTY = (0.8, 0.1, 0.1)
@@ -119,17 +133,137 @@ def test_shares_that_add_to_a_little_less_than_one_leave_nobody_out() -> None:
     assert split_of("x", 0, (0.0, 1.0 - 1e-9, 0.0)) == "validation"
 
 
+def test_groups_may_come_as_texts_or_as_bytes() -> None:
+    assert_equal = np.testing.assert_equal
+    assert_equal(assign(np.array(GROUPS[:99], "S16"), 3, EIGHTY), assign(GROUPS[:99], 3, EIGHTY))
+    assert_equal(assign(np.array(GROUPS[:99]), 3, EIGHTY), assign(GROUPS[:99], 3, EIGHTY))
+    assert assign([], 0, EIGHTY)["train"].tolist() == []
+
+
+# --------------------------------------------------------------------- shares of sources, declared splits
+
+OWN = {"books": (0.0, 0.5, 0.5), "talks": (1.0, 0.0, 0.0)}
+members = st.lists(
+    st.tuples(
+        st.sampled_from("abcdefgh"),
+        st.sampled_from(["books", "talks", "web"]),
+        st.sampled_from(["", *SPLITS]),
+    ),
+    max_size=40,
+)
+Member = tuple[str, str, str]
+
+
+def splits_with(documents: list[Member], seed: int = 0) -> list[str]:
+    """The split of each document, given its group, its source and what that declares."""
+    names, sources, declared = zip(*documents, strict=True) if documents else ((), (), ())
+    assignment = assign(names, seed, EIGHTY, sources=sources, source_ratios=OWN, declared=declared)
+    assert sorted(np.concatenate(list(assignment.values())).tolist()) == list(range(len(documents)))
+    return [
+        next(name for name in SPLITS if index in assignment[name].tolist()) for index in range(len(documents))
+    ]
+
+
+@given(members, st.integers(0, 9))
+@settings(deadline=None, max_examples=60)
+def test_a_document_is_where_its_group_and_its_declaration_put_it(documents: list[Member], seed: int) -> None:
+    """The rule, said once more in plain loops."""
+    found = splits_with(documents, seed)
+    for (group, _, wanted), split in zip(documents, found, strict=True):
+        siblings = [member for member in documents if member[0] == group]
+        declared = {member[2] for member in siblings} - {""}
+        by_share = split_of(group, seed, OWN.get(siblings[0][1], EIGHTY))
+        assert split == (wanted or next((name for name in reversed(SPLITS) if name in declared), by_share))
+
+
+@given(members, members)
+@settings(deadline=None, max_examples=60)
+def test_documents_added_behind_move_only_those_whose_group_gets_a_declaration(
+    documents: list[Member], added: list[Member]
+) -> None:
+    before, after = splits_with(documents), splits_with(documents + added)
+    declared = {group for group, _, wanted in added if wanted}
+    for (group, _, wanted), old, new in zip(documents, before, after, strict=False):
+        assert new == old or (group in declared and not wanted)
+
+
+@given(members, members)
+@settings(deadline=None, max_examples=60)
+def test_documents_added_anywhere_move_none_of_other_groups(
+    documents: list[Member], added: list[Member]
+) -> None:
+    others = [(group.upper(), source, wanted) for group, source, wanted in added]
+    assert splits_with(others + documents)[len(others) :] == splits_with(documents)
+
+
+@given(members)
+@settings(deadline=None, max_examples=40)
+def test_without_new_options_nothing_changes(documents: list[Member]) -> None:
+    names, sources, _ = zip(*documents, strict=True) if documents else ((), (), ())
+    plain = assign(names, 5, EIGHTY)
+    nothing = assign(names, 5, EIGHTY, sources=sources, source_ratios={}, declared=[""] * len(names))
+    np.testing.assert_equal(nothing, plain)
+    assert {name: indices.dtype for name, indices in plain.items()} == dict.fromkeys(SPLITS, np.int64)
+
+
+def test_a_source_has_its_own_shares() -> None:
+    sources = ["books", "web"] * 10_000
+    assignment = assign(GROUPS, 0, EIGHTY, sources=np.array(sources), source_ratios=OWN)
+    counts = {
+        name: Counter(sources[index] for index in indices.tolist()) for name, indices in assignment.items()
+    }
+    assert counts["train"]["books"] == 0
+    assert 4800 < counts["test"]["books"] < 5200
+    assert 900 < counts["test"]["web"] < 1100
+
+
+def test_an_unknown_declared_split_is_named() -> None:
+    with pytest.raises(UserError, match="declares the split 'dev', which is none of train, validation, test"):
+        assign(["a"], 0, EIGHTY, declared=["dev"])
+
+
+def test_a_group_declared_twice_is_a_conflict_that_names_both_documents() -> None:
+    names = ["a", "b", "a", "c", "a", "c", "b", "d"]
+    declared = ["train", "train", "test", "validation", "test", "test", "", "train"]
+    assert conflicts(names, declared).tolist() == [[0, 2], [3, 5]]
+    assert conflicts([], []).tolist() == []
+    assignment = assign(names, 0, EIGHTY, declared=declared)
+    assert assignment["train"].tolist() == [0, 1, 6, 7]
+    kept = without(assignment, conflicts(names, declared)[:, 0])
+    assert {name: indices.tolist() for name, indices in kept.items()} == {
+        "train": [1, 6, 7],
+        "validation": [],
+        "test": [2, 4, 5],
+    }
+
+
+def test_shares_come_from_params() -> None:
+    split = params_file.load(ROOT / "params.yaml").split
+    assert ratios_of(split) == (split.train, split.validation, split.test)
+
+
 # ----------------------------------------------------------------------------------------- the gates
 
 
-def tokens_of(folder: Path, documents: list[tuple[str, list[int]]]) -> Tokens:
+def tokens_of(
+    folder: Path, documents: list[tuple[str, list[int]]], declared: dict[int, str] | None = None
+) -> Tokens:
     with TokenWriter(folder, 300, 1000) as writer:
         for number, (group, ids) in enumerate(documents):
             spans = np.array([[0, len(ids)]])
             token_ids = np.array(ids, dtype=np.uint32)
             source = f"source-{number % 2}"
             writer.write(
-                TokenizedDocument(f"id-{number}", source, group, 1.0, token_ids, spans, 2 * len(ids))
+                TokenizedDocument(
+                    f"id-{number}",
+                    source,
+                    group,
+                    1.0,
+                    token_ids,
+                    spans,
+                    2 * len(ids),
+                    (declared or {}).get(number, ""),
+                )
             )
     return Tokens.open(folder)
 
@@ -159,6 +293,21 @@ def test_equal_texts_or_groups_in_two_splits_are_named(
         check_no_overlap(tokens, HALVES)
 
 
+def test_declared_conflicts_are_let_through_or_named(tmp_path: Path) -> None:
+    documents = [("a", [4, 5]), ("b", [6]), ("c", [7]), ("a", [4, 5])]
+    tokens = tokens_of(tmp_path / "tokens", documents, {0: "train", 3: "test"})
+    found = conflicts(tokens.groups, tokens.splits)
+    check_no_overlap(tokens, HALVES, known=found[:, 0])
+    check_no_overlap(tokens, without(HALVES, found[:, 0]))
+    with pytest.raises(
+        UserError,
+        match=r"1 documents are declared .* first document id-0 of source-0 in train, with document id-3 of "
+        "source-1 in test; take",
+    ):
+        check_no_conflict(tokens, found)
+    check_no_conflict(tokens, found[:0])
+
+
 def test_an_empty_split_is_named_with_what_to_do() -> None:
     with pytest.raises(
         UserError, match=r"split\.test = 0\.1: no document of 3 falls there; add documents, raise"
@@ -170,6 +319,24 @@ def test_a_split_of_share_zero_may_be_empty() -> None:
     check_no_empty(
         {"train": np.arange(2), "validation": np.array([2]), "test": np.array([])}, (0.8, 0.2, 0.0)
     )
+
+
+def test_a_split_of_share_zero_may_hold_declared_documents() -> None:
+    shares = (1.0, 0.0, 0.0)
+    assignment = assign(["a", "b", "c"], 0, shares, declared=["", "validation", "test"])
+    assert [assignment[name].tolist() for name in SPLITS] == [[0], [1], [2]]
+    check_no_empty(assignment, shares)
+
+
+def test_only_shares_that_a_source_goes_by_need_documents() -> None:
+    sources, own = ["books", "talks"], {"books": (1.0, 0.0, 0.0), "talks": (0.5, 0.5, 0.0)}
+    some = {"train": np.array([0]), "validation": np.array([1]), "test": np.array([])}
+    check_no_empty(some, EIGHTY, sources=sources, source_ratios=own)
+    with pytest.raises(UserError, match=r"split\.test = 0\.1: no document of 2"):
+        check_no_empty(some, EIGHTY, sources=[*sources, "web"], source_ratios=own)
+    none = some | {"validation": np.array([])}
+    with pytest.raises(UserError, match=r"split\.sources\.talks\.validation = 0\.5: no document of 1"):
+        check_no_empty(none, EIGHTY, sources=sources, source_ratios=own)
 
 
 # ------------------------------------------------------------------------------------------ the folder
@@ -257,6 +424,36 @@ def test_an_empty_training_part_is_an_error_with_a_way_out() -> None:
         UserError, match=r"none of 2 documents falls into the training part; .*raise split\.train"
     ):
         TrainingTexts(lambda: DOCUMENTS[:2], 0, (0.0, 0.5, 0.5), 100)
+
+
+def test_text_by_split_follows_declarations_and_shares_of_sources() -> None:
+    documents = [
+        replace(one, source="talks" if number % 3 else "web", split="test" if number % 7 == 0 else "")
+        for number, one in enumerate(DOCUMENTS[:200])
+    ]
+    expected = assign(
+        [one.group for one in documents],
+        0,
+        EIGHTY,
+        sources=[one.source for one in documents],
+        source_ratios=OWN,
+        declared=[one.split for one in documents],
+    )
+    texts = SplitTexts(lambda: documents, 0, EIGHTY, OWN)
+    for name, indices in expected.items():
+        assert list(texts.texts(name)) == [documents[index].text for index in indices.tolist()]
+        assert texts.num_bytes[name] == 10 * len(indices)
+    learnt = TrainingTexts(lambda: documents, 0, EIGHTY, 10**6, OWN)
+    assert list(learnt) == [documents[index].text for index in expected["train"].tolist()]
+    assert list(learnt.split.texts("validation")) == list(texts.texts("validation"))
+
+
+def test_many_documents_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SplitTexts(lambda: iter(DOCUMENTS), 0, EIGHTY)
+    monkeypatch.setattr(splits, "ROWS_AT_ONCE", 300)
+    parts = SplitTexts(lambda: iter(DOCUMENTS), 0, EIGHTY)
+    assert parts.numbers.tolist() == whole.numbers.tolist()
+    assert parts.num_bytes == whole.num_bytes
 
 
 # ------------------------------------------------------------------------------------------- the stage

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -15,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from nima import tokenizer as module
+import nima
 from nima.conversation import CHAT_TEMPLATE, SPECIAL_TOKENS
 from nima.errors import UserError
 from nima.tokenizer import Tokenizer, gate
+from nima.tokenizer.encoders import pre_tokenizer
+from nima.tokenizer.gate import fuzzed_texts
+from nima.tokenizer.vocabulary import byte_alphabet
 
 COMMANDS = """
 **To list the running pods of a namespace**
@@ -56,13 +60,13 @@ def from_merges(merges: list[tuple[str, str]], alphabet: list[str]) -> tokenizer
     names = list(dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *("".join(pair) for pair in merges)]))
     vocabulary = {name: token for token, name in enumerate(names)}
     reference = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    reference.pre_tokenizer = module.pre_tokenizer()
+    reference.pre_tokenizer = pre_tokenizer()
     reference.decoder = decoders.ByteLevel()
     reference.add_special_tokens(list(SPECIAL_TOKENS))
     return reference
 
 
-ALPHABET = sorted(module.byte_alphabet())
+ALPHABET = sorted(byte_alphabet())
 
 
 # ------------------------------------------------------------------------------- learning and the file
@@ -78,6 +82,13 @@ def test_special_tokens_have_the_first_ids_and_every_byte_is_a_token(tokenizer: 
 def test_the_vocabulary_is_exactly_as_large_as_asked_for(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 500
     assert max(itertools.chain.from_iterable(map(tokenizer.encode, TEXTS))) > 450
+
+
+def test_what_is_learnt_from_a_text_stays_what_it_was(tokenizer: Tokenizer) -> None:
+    """Another vocabulary from the same text would make runs of the past impossible to repeat."""
+    model = json.loads(tokenizer._reference.to_str())["model"]
+    learnt = json.dumps([model["vocab"], model["merges"]]).encode()
+    assert hashlib.sha256(learnt).hexdigest().startswith("e796c7298df2b423")
 
 
 def test_too_little_text_gives_a_smaller_vocabulary() -> None:
@@ -102,7 +113,7 @@ def test_the_file_is_the_same_in_every_process_and_with_any_number_of_threads(tm
     found = []
     for run, threads in enumerate(["1", "2", "7"]):
         environment = dict(os.environ, PYTHONHASHSEED=str(run), RAYON_NUM_THREADS=threads)
-        environment["PYTHONPATH"] = str(Path(module.__file__).parent.parent)
+        environment["PYTHONPATH"] = str(Path(nima.__file__).parent.parent)
         folder = tmp_path / threads
         subprocess.run(
             [sys.executable, "-c", TRAIN_AND_PRINT, str(corpus), str(folder)], env=environment, check=True
@@ -220,32 +231,6 @@ def test_a_lone_surrogate_is_an_error_that_says_where(tokenizer: Tokenizer, meth
 
 def test_the_fast_encoder_is_in_use(tokenizer: Tokenizer) -> None:
     assert tokenizer._encoder is not None
-
-
-def test_both_engines_agree_on_the_class_of_every_code_point() -> None:
-    """The pattern tells letters and marks, numbers, spaces and the rest apart, each engine by its own Unicode
-    tables. Merges make the class visible: a letter joins the `a` before it, a number the `1` behind it, a
-    space the tab behind it, and nothing else joins."""
-    tab = "ĉ"  # as tokenizer.json spells it
-    before = [(first, byte) for first in ("a", tab) for byte in ALPHABET if byte != "a"]
-    behind = [(byte, last) for byte in ALPHABET if byte not in ("a", tab, "1") for last in ("1", tab)]
-    # In the empty planes 4 to 13 whole runs are tried at once: there, any two neighbours join.
-    spelling = {byte: character for character, byte in module.byte_alphabet().items()}
-    inside = [(spelling[last], spelling[first]) for last in range(0x80, 0xC0) for first in (0xF1, 0xF2, 0xF3)]
-    tokenizer = Tokenizer(from_merges(before + behind + inside, ALPHABET))
-    assert tokenizer._encoder is not None
-    pieces_of_each_class = [split(tokenizer, f"a{c}\t{c}1 ") for c in "éÀ²½\u0085\u00a0»×"]
-    shapes = [tuple(map(len, pieces)) for pieces in pieces_of_each_class]
-    assert shapes[0::2] == shapes[1::2]
-    assert len(set(shapes)) == 4
-
-    points = [point for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
-    runs = [points[start : start + 2048] for start in range(0, len(points), 2048)]
-    shown = [["".join(map(chr, run))] if 0x40000 <= run[0] < 0xE0000 else list(map(chr, run)) for run in runs]
-    texts = ["".join(f"a{c}\t{c}1 " for c in parts) for parts in shown]
-    expected = tokenizer._reference.encode_batch_fast(texts, add_special_tokens=False)
-    for run, found, reference in zip(runs, tokenizer.encode_many(texts), expected, strict=True):
-        assert found.tolist() == reference.ids, f"in U+{run[0]:04X} to U+{run[-1]:04X}"
 
 
 def split(tokenizer: Tokenizer, text: str) -> list[bytes]:
@@ -393,12 +378,14 @@ def test_transformers_knows_the_special_tokens_and_the_longest_sequence(in_trans
 def test_the_chat_template_gives_the_tokens_that_are_trained(
     tokenizer: Tokenizer, in_transformers: dict
 ) -> None:
-    from nima.conversation import tokenized
+    from nima.conversation.documents import tokenized
+    from nima.conversation.templates import ChatTemplate
     from nima.corpus.document import Document, Message
+    from nima.params import TokenizeParams
 
     messages = tuple(Message(**message) for message in MESSAGES)
     document = Document("0" * 16, "chat", "a#0", "1" * 16, 1.0, "MIT", "", messages)
-    [trained] = tokenized([document], tokenizer, "all")
+    [trained] = tokenized([document], tokenizer, ChatTemplate.of(tokenizer), TokenizeParams(vocab_size=500))
     assert in_transformers["chat"] == [0, *trained.tokens[:-1]]
     assert trained.tokens[-1] == 0
     assert in_transformers["prompt"] == (
@@ -418,8 +405,8 @@ def test_a_sound_tokenizer_passes_the_gate(tokenizer: Tokenizer) -> None:
 
 
 def test_the_fuzzed_texts_are_hostile_and_the_same_each_time() -> None:
-    texts = list(module.fuzzed_texts())
-    assert texts == list(module.fuzzed_texts())
+    texts = list(fuzzed_texts(list(SPECIAL_TOKENS)))
+    assert texts == list(fuzzed_texts(list(SPECIAL_TOKENS)))
     characters = set("".join(texts))
     for kind in ("\u200d", "\u202e", "\ufeff", "\x00", "\r"):
         assert kind in characters or any(abs(ord(kind) - ord(found)) < 4 for found in characters)

@@ -13,8 +13,9 @@ from nima import params_file, runtime
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.errors import UserError
+from nima.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
-from nima.tokens import HEADER, Tokens, TokenShard, TokenWriter
+from nima.tokens import HEADER, Tokens, TokenShard
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,7 +62,7 @@ def test_documents_come_back_with_their_spans_and_origin(folder: Path) -> None:
     assert tokens.lengths.dtype == np.int64
     assert tokens.spans(1).shape == (0, 2)
     assert tokens.ids == [one.id for one in THREE]
-    assert tokens.groups == [one.group for one in THREE]
+    assert tokens.groups.tolist() == [one.group.encode() for one in THREE]
     assert tokens.sources.tolist() == ["source-0", "source-1", "source-0"]
     assert tokens.weights.tolist() == [1.0, 1.25, 1.5]
     assert tokens.text_bytes.tolist() == [9, 3, 15]
@@ -107,6 +108,7 @@ def test_a_shard_begins_before_the_document_that_would_not_fit(tmp_path: Path) -
     assert [len(tokens.document(index)) for index in range(6)] == sizes
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
         "documents.parquet",
+        "dropped.jsonl",
         *(f"tokens-0000{number}.bin" for number in range(4)),
     ]
 
@@ -178,6 +180,7 @@ def test_rewriting_leaves_no_old_shard_behind(tmp_path: Path) -> None:
     write(tmp_path / "tokens", THREE)
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
         "documents.parquet",
+        "dropped.jsonl",
         "tokens-00000.bin",
     ]
 
@@ -319,8 +322,60 @@ def test_the_stage_gives_the_same_bytes_each_time(project: Path) -> None:
             path for top in ("data/tokens", "models", "metrics") for path in sorted(Path(top).rglob("*.*"))
         ]
         contents.append({str(path): path.read_bytes() for path in paths})
-    assert len(contents[0]) == 5
+    assert len(contents[0]) == 6
     assert contents[0] == contents[1]
+
+
+def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interruption(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nima import encoding
+    from nima.corpus.document import stretches
+
+    def tokens() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(Path("data/tokens").iterdir())}
+
+    write_documents(project / "data/documents", corpus(3000))
+    run_tokenize()
+    expected = tokens()
+    monkeypatch.setattr(encoding, "STRETCH_BYTES", 20_000)
+    monkeypatch.setenv("NIMA_WORKERS", "2")
+    run_tokenize()
+    assert tokens() == expected
+    monkeypatch.setenv("NIMA_WORKERS", "1")
+    encoded: list[object] = []
+    whole = encoding.tables
+
+    def counted(stretch: object, *others: object) -> object:
+        encoded.append(stretch)
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return whole(stretch, *others)
+
+    monkeypatch.setattr(encoding, "tables", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_tokenize()
+    num_stretches = len(list(stretches(Path("data/documents"), 20_000)))
+    assert num_stretches >= 3
+    run_tokenize()
+    assert tokens() == expected
+    assert len(encoded) == num_stretches + 1, "finished stretches are encoded once"
+
+
+def test_what_is_dropped_or_cut_is_counted_and_listed(project: Path) -> None:
+    write_documents(project / "data/documents", corpus(40))
+    run_tokenize(max_total_tokens=40)
+    figures = json.loads(Path("metrics/tokenize.json").read_text())
+    assert figures["num_dropped"] + figures["documents"] == 45
+    assert figures["dropped"] == {"over_budget": figures["num_dropped"]}
+    listed = [json.loads(line) for line in Path("data/tokens/dropped.jsonl").read_text().splitlines()]
+    assert len(listed) == figures["num_dropped"] > 0
+    run_tokenize(max_total_tokens=40, over_budget="truncate")
+    figures = json.loads(Path("metrics/tokenize.json").read_text())
+    assert figures["num_cut_documents"] > 0
+    assert figures["num_cut_tokens"] >= figures["num_cut_documents"]
+    with pytest.raises(UserError, match=r"tokenize\.max_total_tokens.*no document is left of 45"):
+        run_tokenize(max_total_tokens=2)
 
 
 def test_the_stage_learns_from_the_training_part_only(project: Path) -> None:

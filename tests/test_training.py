@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,14 @@ import torch
 from tiny_documents import ListedDocuments
 from torch import Tensor
 
-from nima.batches import Stream, TrainingBatches, evenly_spread, scoring_windows, training_batches
+from nima.batches import (
+    PADDING,
+    Stream,
+    TrainingBatches,
+    evenly_spread,
+    scoring_windows,
+    training_batches,
+)
 from nima.checkpoint import RunFolder, open_run
 from nima.decoder import IGNORED, Decoder, DecoderConfig, init_parameters
 from nima.errors import Interrupted, NonFiniteError
@@ -35,6 +42,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+class Sourced(ListedDocuments):
+    """Listed documents of two sources, in turns."""
+
+    @property
+    def sources(self) -> np.ndarray:
+        return np.array(["a", "b"])[np.arange(self.num_documents) % 2]
+
+
 def documents() -> ListedDocuments:
     """Sequences to be learnt, each with an untrained beginning of another length."""
     draw = random.Random(0)
@@ -43,7 +58,7 @@ def documents() -> ListedDocuments:
         start, stride, length = draw.randrange(60), draw.choice([1, 2, 7]), draw.randrange(2, 30)
         contents.append([4 + (start + stride * place) % 60 for place in range(length)])
         spans.append([(draw.randrange(length), length)])
-    return ListedDocuments(contents, spans)
+    return Sourced(contents, spans)
 
 
 def model_of(
@@ -83,8 +98,11 @@ def batches_of(settings: TrainingParams) -> TrainingBatches:
         documents(),
         np.arange(30),
         seed=settings.seed,
+        batching=settings.batching,
+        mixture=settings.mixture,
         block_tokens=settings.block_tokens,
         batch_tokens=settings.batch_tokens,
+        end_of_text=0,
     )
 
 
@@ -193,6 +211,9 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bf16 with dropout": ({"precision": "bf16"}, {"dropout": 0.1}),
     "fp16 with an overflow": ({"precision": "fp16", "max_grad_norm": None}, {"dropout": 0.1, "overflow": 3}),
     "fp32, tied, one micro-batch": ({"micro_batch_tokens": 8 * BLOCK}, {"tied": True}),
+    "packed, masked": ({"batching": "packed", "mask_documents": True}, {"dropout": 0.1}),
+    "padded": ({"batching": "padded"}, {"dropout": 0.1}),
+    "a masked mixture": ({"mask_documents": True, "mixture": {"a": 0.7, "b": 0.3}}, {}),
     "adamw with decay": (
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "constant"},
         {"dropout": 0.1},
@@ -319,8 +340,16 @@ def test_it_learns(tmp_path: Path) -> None:
     assert [row["step"] for row in rows if "validation/loss" in row] == [10, 20, 30, 40]
 
 
-def test_the_loss_is_that_of_the_whole_batch_however_it_is_divided(tmp_path: Path) -> None:
-    settings = [settings_of(micro_batch_tokens=BLOCK * blocks, log_every_steps=1) for blocks in (1, 2, 4, 8)]
+@pytest.mark.parametrize(("batching", "mask"), [("blocks", False), ("packed", True), ("padded", False)])
+def test_the_loss_is_that_of_the_whole_batch_however_it_is_divided(
+    tmp_path: Path, batching: str, mask: bool
+) -> None:
+    settings = [
+        settings_of(
+            micro_batch_tokens=BLOCK * blocks, log_every_steps=1, batching=batching, mask_documents=mask
+        )
+        for blocks in (1, 2, 4, 8)
+    ]
     batch = batches_of(settings[0]).batch(0)
     counts = (batch.targets != IGNORED).sum(axis=1)
     assert len(set(counts.tolist())) > 2  # else a mean of means would pass
@@ -329,6 +358,39 @@ def test_the_loss_is_that_of_the_whole_batch_however_it_is_divided(tmp_path: Pat
         assert rows[0]["train/gradient_norm"] == pytest.approx(found[0][0]["train/gradient_norm"], rel=1e-5)
         for row, expected in zip(rows, found[0], strict=True):
             assert row == pytest.approx(expected, rel=1e-2)  # later steps carry rounding on
+
+
+@pytest.mark.parametrize("batching", ["blocks", "packed", "padded"])
+def test_documents_learn_as_if_each_were_alone_when_attention_is_cut(
+    tmp_path: Path, batching: Literal["blocks", "packed", "padded"]
+) -> None:
+    settings = settings_of(
+        batching=batching, mask_documents=batching != "padded", max_steps=3, warmup_steps=0, log_every_steps=1
+    )
+    batch = batches_of(settings).batch(0)
+    model, losses, count = model_of(), torch.zeros(()), 0
+    for ids, targets, places in zip(batch.ids, batch.targets, batch.documents, strict=True):
+        for place in sorted(set(places.tolist()) - {PADDING}):
+            alone = places == place
+            logits = model(torch.from_numpy(ids[alone])[None])[0]
+            wanted = torch.from_numpy(targets[alone])
+            losses += torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+            count += int((wanted != IGNORED).sum())
+    (losses / count).backward()
+    norm = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in model.parameters()))
+    row = Attempt(tmp_path / "run", settings).go().state.rows[0]
+    assert row["train/loss"] == pytest.approx(losses.item() / count, rel=1e-5)
+    assert row["train/gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("batching", ["blocks", "packed"])
+def test_cutting_attention_changes_what_is_learnt(tmp_path: Path, batching: str) -> None:
+    found = []
+    for mask in (False, True):
+        attempt = Attempt(tmp_path / str(mask), settings_of(batching=batching, mask_documents=mask))
+        attempt.go()
+        found.append(bits(weights(attempt.model)))
+    assert found[0] != found[1]
 
 
 def test_the_first_gradient_is_that_of_the_mean_over_the_trained_tokens(tmp_path: Path) -> None:
@@ -343,12 +405,13 @@ def test_the_first_gradient_is_that_of_the_mean_over_the_trained_tokens(tmp_path
     assert row["train/gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_a_logged_loss_is_the_mean_over_all_tokens_since_the_row_before(tmp_path: Path) -> None:
-    rows = {
-        every: Attempt(tmp_path / str(every), settings_of(max_steps=4, log_every_steps=every)).go().state.rows
-        for every in (1, 4)
-    }
-    batches = batches_of(settings_of())
+@pytest.mark.parametrize("batching", ["blocks", "packed", "padded"])
+def test_a_logged_loss_is_the_mean_over_all_tokens_since_the_row_before(
+    tmp_path: Path, batching: str
+) -> None:
+    settings = {every: settings_of(max_steps=4, log_every_steps=every, batching=batching) for every in (1, 4)}
+    rows = {every: Attempt(tmp_path / str(every), settings[every]).go().state.rows for every in (1, 4)}
+    batches = batches_of(settings[1])
     counts = [int((batches.batch(step).targets != IGNORED).sum()) for step in range(4)]
     losses = [row["train/loss"] for row in rows[1] if "train/loss" in row]
     [found] = [row["train/loss"] for row in rows[4] if "train/loss" in row]
@@ -443,9 +506,9 @@ class Poisoned(Decoder):
 
     calls = 0
 
-    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         self.calls += 1
-        loss = super().loss_sum(ids_BT, targets_BT)
+        loss = super().loss_sum(ids_BT, targets_BT, documents_BT)
         if self.calls <= 4:
             return loss
         self.before = bits(weights(self))

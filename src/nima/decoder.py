@@ -96,7 +96,9 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(config.head_width, config.norm_eps)
         self.key_norm = RMSNorm(config.head_width, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask_B1TT: Tensor | None
+    ) -> Tensor:
         q_BTHC = self.query(x_BTD).unflatten(-1, (-1, self.head_width))
         k_BTKC = self.key(x_BTD).unflatten(-1, (-1, self.head_width))
         v_BTKC = self.value(x_BTD).unflatten(-1, (-1, self.head_width))
@@ -107,25 +109,32 @@ class Attention(nn.Module):
         if cache is not None:
             past_tokens = cache.length_tokens
             k_BKTC, v_BKTC = cache.append(self.layer, k_BKTC, v_BKTC)
-        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, past_tokens)
+        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, past_tokens, mask_B1TT)
         return self.output(y_BHTC.transpose(1, 2).flatten(2))
 
 
-def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past_tokens: int) -> Tensor:
-    """Causal attention; query t stands at position `past_tokens` + t."""
+def attend(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past_tokens: int, mask: Tensor | None = None
+) -> Tensor:
+    """Causal attention; query t stands at position `past_tokens` + t. A mask says what each query sees."""
     num_queries, num_keys = q_BHTC.shape[2], k_BKSC.shape[2]
-    if past_tokens == 0 or num_queries == 1:
-        mask_TS = None
-    else:
-        mask_TS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q_BHTC.device).tril(past_tokens)
+    is_causal = mask is None and past_tokens == 0 and num_queries > 1
+    if mask is None and past_tokens > 0 and num_queries > 1:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q_BHTC.device).tril(past_tokens)
     return F.scaled_dot_product_attention(
         q_BHTC,
         k_BKSC,
         v_BKSC,
-        attn_mask=mask_TS,
-        is_causal=past_tokens == 0 and num_queries > 1,
+        attn_mask=mask,
+        is_causal=is_causal,
         enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
     )
+
+
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """(B, 1, T, T): each position sees its own document up to itself, so none is left without any."""
+    same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
+    return same_B1TT.tril()
 
 
 def rotation_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
@@ -166,8 +175,10 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = config.dropout
 
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
-        x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), rotation, cache))
+    def forward(
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask_B1TT: Tensor | None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), rotation, cache, mask_B1TT))
         return x_BTD + self.drop(self.mlp(self.mlp_norm(x_BTD)))
 
     def drop(self, x_BTD: Tensor) -> Tensor:
@@ -191,8 +202,14 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """The last layer's normalised output (B, T, D), from which `head` makes logits."""
+    def hidden(
+        self, ids_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """The last layer's normalised output (B, T, D), from which `head` makes logits.
+
+        With documents, which exclude a cache, attention stays among positions of equal number. Positions go
+        on through the row: attention knows only their distances, which are the same inside a document.
+        """
         start = cache.length_tokens if cache else 0
         stop = start + ids_BT.shape[1]
         if stop > self.config.context_tokens:
@@ -203,8 +220,9 @@ class Decoder(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(ids_BT.device.type))
         if self.config.dropout:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
+        mask_B1TT = None if documents_BT is None else document_mask(documents_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotation, cache)
+            x_BTD = layer(x_BTD, rotation, cache, mask_B1TT)
         if cache:
             cache.length_tokens = stop
         return self.norm(x_BTD)
@@ -213,9 +231,10 @@ class Decoder(nn.Module):
         """Logits (B, T, V) of the token that follows each position; with a cache, of the new positions."""
         return self.head(self.hidden(ids_BT, cache))
 
-    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over the targets that are not `IGNORED`."""
-        return linear_cross_entropy(self.hidden(ids_BT).flatten(0, 1), self.head.weight, targets_BT.flatten())
+        x_BTD = self.hidden(ids_BT, documents_BT=documents_BT)
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

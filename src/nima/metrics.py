@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nima.errors import UserError
 from nima.outputs import writing_to
 
 METRICS = Path("metrics")
@@ -16,6 +17,16 @@ Row = dict[str, Any]
 def write_metrics(stage: str, metrics: Row) -> None:
     """metrics/STAGE.json, rewritten whole."""
     write_json(METRICS / f"{stage}.json", metrics)
+
+
+def read_metrics(stage: str) -> Row:
+    """What the stage's metrics file says. Raises `UserError`."""
+    path = METRICS / f"{stage}.json"
+    try:
+        content: Row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the stage {stage} first") from None
+    return content
 
 
 def write_timing(stage: str, figures: dict[str, float]) -> None:

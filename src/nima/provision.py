@@ -47,7 +47,8 @@ JAVASCRIPT
 def main() -> None:
     root = Path.cwd()
     settings = params_file.load(root / "params.yaml")
-    fetch_packages(settings.prepare.sources, runtime.load(root).packages)
+    benchmarks = settings.split.leakage.benchmarks
+    fetch_packages([*settings.prepare.sources, *benchmarks], runtime.load(root).packages)
     write_plots_page(root / ".dvc" / "plots" / "page.html")
 
 

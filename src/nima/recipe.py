@@ -41,8 +41,11 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
         text,
         parts["train"],
         seed=settings.seed,
+        batching=settings.batching,
+        mixture=settings.mixture,
         block_tokens=settings.block_tokens,
         batch_tokens=settings.batch_tokens,
+        end_of_text=words.end_of_text,
     )
     scorer = scorer_of(
         text,
@@ -94,20 +97,21 @@ def write_outputs(
 
 def summary_of(recipe: Recipe, result: Result) -> Row:
     """What metrics/train.json says beside the latest value of each curve."""
-    state = result.state
+    state, batches = result.state, recipe.batches
     best = state.best or {"step": None, "value": None}
+    by_source = batches.epochs_by_source(state.step)
     return {
         "best": {"step": best["step"], "value": best["value"]},
         "stopped_early": result.stopped_early,
         "skipped_updates": state.skipped_updates,
         "parameters": recipe.model.num_parameters(),
-        "tokens_per_epoch": recipe.batches.stream.num_tokens,
-        "epochs": state.step * recipe.batches.blocks_per_batch / recipe.batches.blocks_per_epoch,
-    }
+        "tokens_per_epoch": batches.order.num_tokens,
+        "epochs": batches.epochs(state.step),
+        "packing_efficiency": batches.packing_efficiency,
+    } | ({"epochs_by_source": by_source} if by_source else {})
 
 
 def timing_of(recipe: Recipe, result: Result) -> Row:
     """Clock figures of the updates done by this process; a resumed run counts only its own."""
-    tokens = (result.state.step - result.first_step) * recipe.batches.blocks_per_batch
-    tokens *= recipe.batches.block_tokens
+    tokens = (result.state.step - result.first_step) * recipe.batches.tokens_per_batch
     return {"training_seconds": result.seconds, "tokens_per_second": tokens / max(result.seconds, 1e-9)}

@@ -4,6 +4,8 @@ Settings come from the environment, or from a git-ignored `.env` in the project'
 
 NIMA_DEVICE   cpu, cuda or auto (default)
 NIMA_THREADS  threads for arithmetic (default: the physical cores this process may use)
+NIMA_WORKERS  processes that read and tokenize text (default: the cores this process may use)
+NIMA_ENGINE   local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
 NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
 """
 
@@ -25,11 +27,18 @@ if TYPE_CHECKING:
 class Runtime:
     device: str
     threads: int
+    workers: int
+    engine: str
     scratch: Path
     """State of unfinished work, git-ignored and unknown to DVC. Shared by temporary experiment runs."""
     packages: Path
     """Downloaded packages by name and version."""
     dvc_cache: Path
+
+    @property
+    def downloads(self) -> Path:
+        """What sources fetched from servers, by source."""
+        return self.scratch / "downloads"
 
     @property
     def checkpoints(self) -> Path:
@@ -50,9 +59,14 @@ def load(root: Path) -> Runtime:
     device = settings.get("NIMA_DEVICE", "auto")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"NIMA_DEVICE: expected auto, cpu or cuda, found {device!r}")
+    engine = settings.get("NIMA_ENGINE", "local")
+    if engine not in ("local", "ray"):
+        raise UserError(f"NIMA_ENGINE: expected local or ray, found {engine!r}")
     return Runtime(
         device=device,
-        threads=thread_count(settings.get("NIMA_THREADS")),
+        threads=count("NIMA_THREADS", settings) or min(usable_cores(), physical_cores()),
+        workers=count("NIMA_WORKERS", settings) or usable_cores(),
+        engine=engine,
         scratch=scratch,
         packages=workspace / Path(settings.get("NIMA_CACHE", scratch / "packages")).expanduser(),
         dvc_cache=dvc_cache_of(workspace),
@@ -69,12 +83,21 @@ def dvc_cache_of(workspace: Path) -> Path:
     return workspace / ".dvc" / place
 
 
-def thread_count(setting: str | None) -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    return psutil.cpu_count(logical=False) or usable_cores()
+
+
+def count(key: str, settings: dict[str, str]) -> int | None:
+    """A setting that is a number of at least 1; None if it is not set."""
+    setting = settings.get(key)
     if setting is None:
-        return min(usable, psutil.cpu_count(logical=False) or usable)
+        return None
     if not setting.isdecimal() or int(setting) < 1:
-        raise UserError(f"NIMA_THREADS: expected a whole number of at least 1, found {setting!r}")
+        raise UserError(f"{key}: expected a whole number of at least 1, found {setting!r}")
     return int(setting)
 
 

@@ -49,17 +49,25 @@ def die_with_dvc() -> None:
     (PR_SET_PDEATHSIG) would not do. A stage started by hand may outlive its shell.
     """
     stage = os.environ.get("DVC_STAGE")
-    if stage is None or not sys.platform.startswith("linux"):
+    if stage is not None and sys.platform.startswith("linux"):
+        end_with(started_stage(f"DVC_STAGE={stage}".encode()))
+
+
+def end_with(process: int | None) -> None:
+    """Send this process SIGTERM when that other one ends; at once if it is None or gone."""
+    if not sys.platform.startswith("linux"):
         return
     try:
-        dvc = os.pidfd_open(started_stage(f"DVC_STAGE={stage}".encode()))
-    except ProcessLookupError:  # it died before it could be watched
+        watched = os.pidfd_open(process) if process is not None else None
+    except ProcessLookupError:
+        watched = None
+    if watched is None:
         os.kill(os.getpid(), signal.SIGTERM)
-        return
-    threading.Thread(target=end_after, args=(dvc,), name="end-after-dvc", daemon=True).start()
+    else:
+        threading.Thread(target=end_after, args=(watched,), name="end-with", daemon=True).start()
 
 
-def started_stage(variable: bytes) -> int:
+def started_stage(variable: bytes) -> int | None:
     """The nearest ancestor's process id without this environment variable: the one that set it."""
     ancestor = os.getppid()
     while ancestor > 1:
@@ -70,7 +78,7 @@ def started_stage(variable: bytes) -> int:
             ancestor = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             break
-    raise ProcessLookupError
+    return None
 
 
 def end_after(process: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nima import params_file
 from nima import runtime as runtime_settings
 from nima.errors import EXIT_INTERRUPTED, InputsChangedError, UserError
-from nima.inputs import guard_inputs
+from nima.inputs import fingerprint, guard_inputs
 from nima.metrics import write_timing
 from nima.params import Params
 from nima.runtime import Runtime
@@ -35,6 +35,11 @@ def run_stage(name: str, story: Story) -> None:
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)
+
+
+def code_of(name: str) -> str:
+    """Fingerprint of the code that dvc.yaml names as the stage's input."""
+    return fingerprint(path for path in params_file.stage_dependencies(name) if path.suffix == ".py")
 
 
 def tell_time(name: str, story: Story) -> None:

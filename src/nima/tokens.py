@@ -13,24 +13,17 @@ documents.parquet beside the shards says in token order which document is which.
 
 from __future__ import annotations
 
-import shutil
 import struct
 from bisect import bisect_right
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nima.errors import UserError
-from nima.outputs import remove, writing_to
-
-if TYPE_CHECKING:
-    from nima.conversation import TokenizedDocument
 
 MAGIC = b"NIMATOKS"
 VERSION = 1
@@ -52,7 +45,6 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("shard", pa.int32()),
     ]
 )
-ROW_GROUP_ROWS = 65_536
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -60,143 +52,8 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
     return TOKEN_TYPES[2 if vocab_size <= 2**16 else 4]
 
 
-# --------------------------------------------------------------------------------------------- writing
-
-
-class TokenWriter:
-    """Rewrites a folder of shards, document by document; use it in a `with`.
-
-    A new shard begins before the document that would bring one over `max_shard_tokens`. Tokens go straight
-    to disk. Leaving the `with` normally replaces `folder`; by an exception, `folder` stays as it was.
-    Raises `UserError` if it cannot write.
-    """
-
-    def __init__(self, folder: Path, vocab_size: int, max_shard_tokens: int) -> None:
-        self.folder = folder
-        self.dtype = token_type(vocab_size)
-        self.max_shard_tokens = max_shard_tokens
-        self.partial = folder.parent / f".{folder.name}.partial"
-        self.num_shards = 0
-        self.shard: ShardFile | None = None
-        self.rows: list[dict[str, Any]] = []
-        self.table: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> Self:
-        with writing_to(self.folder):
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-            self.table = pq.ParquetWriter(
-                self.partial / DOCUMENTS_FILE,
-                DOCUMENTS_SCHEMA,
-                version="2.6",
-                compression="zstd",
-                use_dictionary=["source"],
-                write_statistics=False,
-            )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                with writing_to(self.folder):
-                    self.finish()
-        finally:
-            # What is still open is thrown away; closing must not hide the error that brought us here.
-            with suppress(OSError):
-                if self.shard is not None:
-                    self.shard.file.close()
-            with suppress(OSError):
-                if self.table is not None:
-                    self.table.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-    def write(self, document: TokenizedDocument) -> None:
-        with writing_to(self.folder):
-            if self.shard is None or self.shard.num_tokens + len(document.tokens) > self.max_shard_tokens:
-                self.begin_shard()
-            assert self.shard is not None  # noqa: S101 - for the type checker
-            self.shard.append(document.tokens, document.spans)
-            self.rows.append(self.row(document))
-            if len(self.rows) >= ROW_GROUP_ROWS:
-                self.flush_rows()
-
-    def row(self, document: TokenizedDocument) -> dict[str, Any]:
-        return {
-            "id": document.id,
-            "source": document.source,
-            "group": document.group,
-            "split": document.split,
-            "weight": document.weight,
-            "num_tokens": len(document.tokens),
-            "num_bytes": document.num_bytes,
-            "num_trained_tokens": int((document.spans[:, 1] - document.spans[:, 0]).sum()),
-            "shard": self.num_shards - 1,
-        }
-
-    def begin_shard(self) -> None:
-        self.end_shard()
-        self.shard = ShardFile(self.partial / shard_name(self.num_shards), self.dtype)
-        self.num_shards += 1
-
-    def end_shard(self) -> None:
-        if self.shard is not None:
-            shard, self.shard = self.shard, None
-            shard.finish()
-
-    def flush_rows(self) -> None:
-        if self.table is not None and self.rows:
-            self.table.write_table(pa.Table.from_pylist(self.rows, DOCUMENTS_SCHEMA))
-        self.rows = []
-
-    def finish(self) -> None:
-        self.end_shard()
-        self.flush_rows()
-        if self.table is not None:
-            self.table.close()
-        remove(self.folder)
-        self.partial.rename(self.folder)
-
-
 def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
-
-
-class ShardFile:
-    """One shard being written: tokens at once, the rest and the header at the end."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-        self.file: BinaryIO = path.open("wb")
-        self.file.write(bytes(HEADER.size))
-        self.document_offsets = [0]
-        self.span_offsets = [0]
-        self.spans: list[np.ndarray] = []
-
-    @property
-    def num_tokens(self) -> int:
-        return self.document_offsets[-1]
-
-    def append(self, tokens: np.ndarray, spans: np.ndarray) -> None:
-        self.file.write(tokens.astype(self.dtype).tobytes())
-        self.spans.append(spans.astype(OFFSET))
-        self.document_offsets.append(self.num_tokens + len(tokens))
-        self.span_offsets.append(self.span_offsets[-1] + len(spans))
-
-    def finish(self) -> None:
-        with self.file as file:
-            file.write(bytes(-file.tell() % OFFSET.itemsize))
-            file.write(np.array(self.document_offsets, dtype=OFFSET).tobytes())
-            file.write(np.array(self.span_offsets, dtype=OFFSET).tobytes())
-            for spans in self.spans:
-                file.write(spans.tobytes())
-            counts = (self.num_tokens, len(self.document_offsets) - 1, self.span_offsets[-1])
-            file.seek(0)
-            file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, *counts))
-
-
-# --------------------------------------------------------------------------------------------- reading
 
 
 class TokenShard:
@@ -324,18 +181,19 @@ class Tokens:
         return self._table["id"].to_pylist()
 
     @cached_property
-    def groups(self) -> list[str]:
-        return self._table["group"].to_pylist()
+    def groups(self) -> np.ndarray:
+        """S16[num_documents]: what splits are decided by."""
+        return np.array(self._table["group"].to_pylist(), dtype="S16")
 
     @cached_property
     def sources(self) -> np.ndarray:
         """Names of sources, one a document."""
-        return np.array(self._table["source"].to_pylist(), dtype=np.str_)
+        return few_texts(self._table["source"])
 
     @cached_property
     def splits(self) -> np.ndarray:
         """The split that each document's source declares; "" leaves it to the shares."""
-        return np.array(self._table["split"].to_pylist(), dtype=np.str_)
+        return few_texts(self._table["split"])
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -370,3 +228,10 @@ class Tokens:
             "trained_tokens": int(self.trained_tokens[documents].sum()),
             "bytes_per_token": round(text_bytes / tokens, 6) if tokens else 0.0,
         }
+
+
+def few_texts(column: pa.ChunkedArray) -> np.ndarray:
+    """object[n]: a text for each row; equal ones are one object."""
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = np.array(encoded.dictionary.to_pylist() or [""], dtype=object)
+    return texts[encoded.indices.to_numpy()]

@@ -89,7 +89,8 @@ def train(
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
     run.progress.say(
         f"{model.num_parameters():,} parameters on {device.type} with {state.threads} threads, "
-        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.stream.num_tokens}"
+        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.order.num_tokens}, "
+        f"{batches.packing_efficiency:.1%} of slots are filled"
     )
     run.progress.start_at(state.step)
     model.train()
@@ -150,17 +151,16 @@ def train(
         # Dropout draws from the step's own seed, so no generator needs saving.
         torch.manual_seed(settings.seed * 1_000_003 + state.step)
         batch = batches.batch(state.step)
-        num_tokens = int((batch.targets != IGNORED).sum())
-        rows = settings.micro_batch_tokens // settings.block_tokens
+        num_trained = batch.num_trained_tokens
         nats_sum = torch.zeros((), device=device)
-        for start in range(0, len(batch.ids), rows):
+        for part in batch.micro_batches(settings.micro_batch_tokens):
             poll()
-            ids = torch.from_numpy(batch.ids[start : start + rows]).to(device)
-            targets = torch.from_numpy(batch.targets[start : start + rows]).to(device)
+            ids, targets = torch.from_numpy(part.ids).to(device), torch.from_numpy(part.targets).to(device)
+            documents = torch.from_numpy(part.documents).to(device) if settings.mask_documents else None
             with autocast(device, settings.precision):
-                loss = model.loss_sum(ids, targets)
+                loss = model.loss_sum(ids, targets, documents)
             # The sum over the global batch's tokens divided by their number: no mean of means.
-            scaler.scale(loss / max(1, num_tokens)).backward()
+            scaler.scale(loss / max(1, num_trained)).backward()
             nats_sum += loss.detach()
         for inner in optimizer.optimizers:
             scaler.unscale_(inner)
@@ -178,9 +178,9 @@ def train(
 
         # Log
         state.nats += nats
-        state.tokens += num_tokens
+        state.tokens += num_trained
         state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
-        run.progress.step(state.step, nats / max(1, num_tokens), bits_per_byte(state), batch.ids.size)
+        run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), batch.num_tokens)
         if state.step % settings.log_every_steps == 0 or state.step == total_steps:
             row = {
                 "step": state.step,
@@ -259,7 +259,7 @@ def bits_per_byte(state: State) -> float:
 
 
 def non_finite(nats: float, norm: float, batches: TrainingBatches, step: int) -> NonFiniteError:
-    ids = batches.stream.tokens.ids
+    ids = batches.tokens.ids
     named = [ids[document] for document in batches.documents_of(step)]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return NonFiniteError(

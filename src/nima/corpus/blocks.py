@@ -1,4 +1,4 @@
-"""Which lines of a text are code or tables, in Markdown, reStructuredText and plain text.
+"""Which lines of a text are code or tables, in Markdown, reStructuredText, plain text and source code.
 
 In doubt a line counts as code: prose that stays as it was is a blemish, code that changes is damage.
 """
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-Markup = Literal["markdown", "rst", "text"]
+Markup = Literal["markdown", "rst", "text", "code"]
 
 TAB_COLUMNS = 4
 CODE_COLUMNS = 4
@@ -45,6 +45,9 @@ def verbatim_lines(lines: Sequence[str], markup: Markup) -> list[bool]:
 
 def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int, int]]:
     """[start, end) of each block of code or table, ascending."""
+    if markup == "code":
+        yield 0, len(lines)
+        return
     # Columns where the text of the open list items and directives begins.
     columns: list[int] = []
     in_paragraph = False

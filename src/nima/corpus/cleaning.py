@@ -4,23 +4,48 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+import ftfy
+
 from nima.corpus.blocks import Markup, is_blank, verbatim_lines
+from nima.corpus.residue import may_hold_residue, without_residue
 from nima.params import CleaningParams
 
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+ASCII_CONTROLS = bytes([*range(9), *range(11, 32), 127])
 SPACES = "\t \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+RARE_SPACES = SPACES.lstrip("\t ") + "\u2028\u2029"
+# What mojibake is made of: the letters and signs of the legacy encodings that ftfy knows.
+LEGACY_RANGES = (range(0x80, 0x180), range(0x2C6, 0x2DE), range(0x384, 0x492), range(0x2010, 0x2600))
+LEGACY = "".join(chr(code) for codes in LEGACY_RANGES for code in codes) + "\u0192\uf8ff\ufb01\ufb02\ufffd"
+SMALL = "".join(letter for letter in LEGACY if "\u00df" <= letter < "\u0490" and letter.islower())
+SMALL = SMALL.replace("\u0192", "")
+CAPITALS = "".join(letter for letter in LEGACY if letter.isupper())
+NOT_SMALL = "".join(sorted(set(LEGACY) - set(SMALL)))
+SIGNS = "".join(sorted(set(NOT_SMALL) - set(CAPITALS)))
+# ftfy's heuristic reacts to no text without one of these. Searching for them is many times as fast.
+SUSPECT = re.compile(rf"[{LEGACY}][{NOT_SMALL}]|[{SIGNS}][{SMALL}]|[\x80-\x9f\u00c2\u00c3\u0152\u0153]")
 
 
 def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
     """`text` with its prose repaired; cleaning the result again changes nothing.
 
     Lines end in a plain newline. Code and tables are found in the repaired lines, whether they are kept
-    raw or not: so the second cleaning finds the same ones.
+    raw or not: so the second cleaning finds the same ones. What HTML left behind stays where its removal
+    would move the border of a block of code.
     """
+    if markup == "code" or needs_nothing(text, rules):
+        return text
     body, end = (text[:-1], "\n") if text.endswith("\n") else (text, "")
     raw = body.split("\n")
-    repaired = [repair(line, rules) for line in raw]
+    repaired = repaired_lines(raw, rules)
+    may_strip = rules.html_residue and may_hold_residue(body)
+    if repaired == raw and not may_strip and not has_long_gap(raw, rules.max_blank_lines):
+        return text
     verbatim = verbatim_lines(repaired, markup)
+    if may_strip:
+        bare = without_residue(repaired, verbatim, lambda line: settled(line, rules))
+        if bare != repaired and verbatim_lines(bare, markup) == verbatim:
+            repaired = bare
     lines = (
         (raw_line, True) if is_verbatim else (repaired_line, False)
         for raw_line, repaired_line, is_verbatim in zip(raw, repaired, verbatim, strict=True)
@@ -28,13 +53,57 @@ def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
     return "\n".join(without_long_gaps(lines, rules.max_blank_lines)) + end
 
 
+def needs_nothing(text: str, rules: CleaningParams) -> bool:
+    """Whether a few fast searches prove that no rule changes `text`; False may also mean "not proven"."""
+    if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+        return False
+    if rules.max_blank_lines is not None:
+        gap = "\n" * (rules.max_blank_lines + 1)
+        if "\n" + gap in text or text.startswith(gap):
+            return False
+    if rules.html_residue and ("<" in text or "&" in text):
+        return False
+    if text.isascii():
+        content = text.encode()
+        return len(content.translate(None, ASCII_CONTROLS)) == len(content)
+    return not (
+        any(space in text for space in RARE_SPACES)
+        or CONTROL.search(text)
+        or (rules.unicode != "none" and not unicodedata.is_normalized(rules.unicode, text))
+        or (rules.encoding_repair and SUSPECT.search(text))
+    )
+
+
+def repaired_lines(lines: list[str], rules: CleaningParams) -> list[str]:
+    """Each line as if it were prose."""
+    lines = [line if line.isascii() else settled(line, rules) for line in lines]
+    if rules.control_characters:
+        lines = CONTROL.sub("", "\n".join(lines)).split("\n")
+    return [line.rstrip(SPACES) for line in lines] if rules.trailing_space else lines
+
+
+def settled(line: str, rules: CleaningParams) -> str:
+    """`line` repaired until a further repair changes nothing."""
+    while (better := repair(line, rules)) != line:
+        line = better
+    return line
+
+
 def repair(line: str, rules: CleaningParams) -> str:
-    # In this order: a character that goes may bring two together that NFC makes one.
+    # In this order: a control character or a hard space may be half of a mangled letter, and a character
+    # that goes may bring two together that NFC makes one.
+    if rules.encoding_repair and SUSPECT.search(line):
+        line = ftfy.fix_encoding(line)
     if rules.control_characters:
         line = CONTROL.sub("", line)
-    if rules.unicode == "NFC" and not line.isascii():
-        line = unicodedata.normalize("NFC", line)
+    if rules.unicode != "none" and not line.isascii():
+        line = unicodedata.normalize(rules.unicode, line)
     return line.rstrip(SPACES) if rules.trailing_space else line
+
+
+def has_long_gap(lines: list[str], max_blank_lines: int | None) -> bool:
+    kept = without_long_gaps(((line, False) for line in lines), max_blank_lines)
+    return sum(1 for _ in kept) < len(lines)
 
 
 def without_long_gaps(lines: Iterable[tuple[str, bool]], max_blank_lines: int | None) -> Iterator[str]:

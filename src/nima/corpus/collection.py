@@ -1,39 +1,56 @@
-"""From sources to documents: each record ends as one document or as one rejection."""
+"""From sources to documents: each record ends as one document or as one rejection.
+
+Records are read, cleaned and judged portion by portion, by as many workers as there are. Duplicates need all
+of them: a first pass over the portions' outcomes reads only hashes and decides, a second one writes. The
+result is the same whatever the number of workers and the cuts between portions.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nima.corpus.cleaning import clean
-from nima.corpus.document import Document, Message, Rejection, document_id, text_bytes
-from nima.corpus.duplicates import ExactDuplicates, content_digest, group_of
-from nima.corpus.formats import Record, read_records, rejection
-from nima.corpus.quality import Flaw, flaw_in
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nima.corpus import outcomes
+from nima.corpus.boilerplate import shared_lines
+from nima.corpus.digests import NEW, SeenDigests
+from nima.corpus.document import DOCUMENT_SCHEMA, REJECTION_SCHEMA, ShardWriter
+from nima.corpus.portions import Portion, portions_of
+from nima.corpus.refinement import edge_lines, refined, shown
+from nima.corpus.similarity import near_duplicates, united_groups
 from nima.corpus.sources import files_of
+from nima.parallel import Workers
 from nima.params import PrepareParams, SourceParams
 
 
 @dataclass
 class Tally:
-    """What became of the records of one source."""
+    """What became of the records of one source, or of all."""
 
     num_files: int = 0
     num_records: int = 0
     num_documents: int = 0
     text_bytes: int = 0
     """UTF-8 bytes of the documents that were kept."""
+    num_near_duplicates: int = 0
+    """Documents that share most of their text with an earlier one, whether kept or not."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Number of rejected records by reason."""
+    masked: Counter[str] = field(default_factory=Counter)
+    """Pieces of personal data that were masked, by kind."""
 
-    def add(self, outcome: Document | Rejection) -> None:
-        self.num_records += 1
-        if isinstance(outcome, Rejection):
-            self.rejected[outcome.reason] += 1
-        else:
-            self.num_documents += 1
-            self.text_bytes += text_bytes(outcome)
+    def __iadd__(self, other: "Tally") -> "Tally":
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+        return self
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -43,74 +60,268 @@ class Tally:
             "text_bytes": self.text_bytes,
             "num_rejected": self.rejected.total(),
             "rejected": dict(sorted(self.rejected.items())),
+            "num_near_duplicates": self.num_near_duplicates,
+            "masked": dict(sorted(self.masked.items())),
         }
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A portion whose outcomes lie on disk."""
+
+    source: SourceParams
+    path: Path
+    num_rows: int
+    """Outcomes that count; those behind belong to samples beyond the source's `max_samples`."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is known of the documents once all are read, one entry each in their order."""
+
+    ids: np.ndarray
+    """uint64"""
+    exact: np.ndarray
+    """int64: the number of the first document with the same text, or `NEW`."""
+    near: np.ndarray
+    """int64: the number of the first document that is nearly the same, or `NEW`."""
+    groups: np.ndarray
+    """uint64"""
+
+    def kept(self, drop_near: bool) -> np.ndarray:
+        return (self.exact == NEW) & ((self.near == NEW) if drop_near else True)
+
+
 class Collection:
-    """Iterate over it once; `tallies` then holds the counts of every source.
+    """One run over all sources. What is done waits in `folder`, also for a run that continues this one."""
 
-    Memory does not grow with the corpus, but for one hash a document.
-    """
+    def __init__(
+        self, settings: PrepareParams, *, folder: Path, packages: Path, downloads: Path, code: str
+    ) -> None:
+        self.settings, self.folder, self.code = settings, folder, code
+        self.packages, self.downloads = packages, downloads
+        self.tallies = {source.name: Tally() for source in settings.sources}
+        self.full: set[str] = set()
+        """Sources that have given their `max_samples`."""
 
-    def __init__(self, params: PrepareParams, packages: Path) -> None:
-        self.params = params
-        self.packages = packages
-        self.tallies = {source.name: Tally() for source in params.sources}
-        self.duplicates = ExactDuplicates()
+    def write(self, workers: Workers, documents: ShardWriter[Any], rejected: ShardWriter[Any]) -> None:
+        """Read everything and write what is kept and what is not. Raises `SourceError`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        readings, decisions = self.decide(workers)
+        start = 0
+        for reading in readings:
+            start = self.write_portion(reading, decisions, start, documents, rejected)
 
-    def __iter__(self) -> Iterator[Document | Rejection]:
-        """Documents and rejections in order of sources, files and records. Raises `SourceError`."""
-        for source in self.params.sources:
-            tally = self.tallies[source.name]
-            for outcome in self.outcomes(source, tally):
-                tally.add(outcome)
-                yield outcome
-                if tally.num_documents == source.max_samples:
+    # --------------------------------------------------------------------------------- reading
+
+    def portions(self) -> Iterator[Portion]:
+        for source in self.settings.sources:
+            files = files_of(source, self.packages, self.settings.limits, self.downloads)
+            for portion in portions_of(source, files):
+                if source.name in self.full:
                     break
+                yield portion
 
-    def outcomes(self, source: SourceParams, tally: Tally) -> Iterator[Document | Rejection]:
-        for file in files_of(source, self.packages):
-            tally.num_files += 1
-            for record in read_records(file, source):
-                yield record if isinstance(record, Rejection) else self.outcome(record, source)
+    def boilerplate(self, workers: Workers) -> frozenset[int]:
+        rules = self.settings.cleaning.boilerplate
+        if rules is None:
+            return frozenset()
+        find = partial(edge_lines, settings=self.settings)
+        drawn: list[Portion] = []
+        num_documents: Counter[str] = Counter()
+        hashes = []
+        for number, (found, count) in enumerate(workers.map(find, remembered(self.portions(), drawn))):
+            source = drawn[number].source
+            if source.name not in self.full:
+                hashes.append(found)
+                num_documents[source.name] += count
+            # A source that is capped is not read further than it is likely to be taken.
+            if source.max_samples is not None and num_documents[source.name] >= source.max_samples:
+                self.full.add(source.name)
+        self.full.clear()
+        return shared_lines(hashes, rules.min_documents)
 
-    def outcome(self, record: Record, source: SourceParams) -> Document | Rejection:
-        text = clean(record.text, self.params.cleaning, record.markup)
-        messages = None if record.messages is None else self.cleaned(record)
-        said = text if messages is None else "\n".join(message.content for message in messages)
-        flaw = flaw_in(said, self.params.quality.min_chars, self.params.quality.max_chars)
-        if flaw is not None:
-            return rejection(source.name, record.key, flaw, record.raw)
-        digest = content_digest(text, messages)
-        id_hex = document_id(source.name, record.key)
-        first = self.duplicates.first_of(digest, id_hex) if self.params.duplicates.exact else None
-        if first is not None:
-            duplicate = Flaw("exact_duplicate", f"same text as document {first}")
-            return rejection(source.name, record.key, duplicate, record.raw)
-        return Document(
-            id=id_hex,
-            source=source.name,
-            key=record.key,
-            group=group_of(digest),
-            weight=source.weight,
-            licence=source.licence or "",
-            text=text,
-            messages=messages,
+    def decide(self, workers: Workers) -> tuple[list[Reading], Decisions]:
+        """The first pass: read all portions, find duplicates among their documents."""
+        refine = partial(
+            refined,
+            settings=self.settings,
+            code=self.code,
+            boilerplate=self.boilerplate(workers),
+            folder=self.folder,
         )
+        drawn: list[Portion] = []
+        comparison = Comparison(self.settings, self.folder / "sketches")
+        readings = []
+        for number, (path, summary) in enumerate(workers.map(refine, remembered(self.portions(), drawn))):
+            source = drawn[number].source
+            if source.name in self.full:  # it was under way when an earlier portion filled the source
+                continue
+            tally = self.tallies[source.name]
+            tally.num_files += drawn[number].num_files
+            tally.masked.update(summary.masked)
+            num_rows = comparison.add(path, source)
+            if source.max_samples is not None and comparison.num_kept[source.name] >= source.max_samples:
+                self.full.add(source.name)
+            readings.append(Reading(source, path, num_rows))
+        return readings, comparison.decisions()
 
-    def cleaned(self, record: Record) -> tuple[Message, ...]:
-        return tuple(
-            Message(message.role, clean(message.content, self.params.cleaning, record.markup))
-            for message in record.messages or ()
-        )
+    # --------------------------------------------------------------------------------- writing
+
+    def write_portion(
+        self,
+        reading: Reading,
+        decisions: Decisions,
+        start: int,
+        documents: ShardWriter[Any],
+        rejected: ShardWriter[Any],
+    ) -> int:
+        """Writes a portion; its first document has the number `start`. Returns that of the next portion's."""
+        near = self.settings.duplicates.near
+        kept = decisions.kept(near is not None and near.action == "drop")
+        tally = self.tallies[reading.source.name]
+        rows_left = reading.num_rows
+        for batch in outcomes.batches(reading.path):
+            batch = batch.slice(0, rows_left)
+            rows_left -= len(batch)
+            is_document = batch["reason"].is_null().to_numpy(zero_copy_only=False)
+            numbers = start + np.cumsum(is_document) - 1
+            start += int(is_document.sum())
+            keep = is_document.copy()
+            keep[is_document] = kept[numbers[is_document]]
+            table = document_table(batch, reading.source, keep, decisions.groups[numbers[keep]])
+            documents.append(table, batch["num_bytes"].to_numpy()[keep])
+            tally.num_records += len(batch)
+            tally.num_documents += len(table)
+            tally.text_bytes += int(batch["num_bytes"].to_numpy()[keep].sum())
+            tally.num_near_duplicates += int((decisions.near[numbers[is_document]] != NEW).sum())
+            refused = rejection_table(batch, reading.source, ~keep, numbers, decisions)
+            tally.rejected.update(refused["reason"].to_pylist())
+            rejected.append(refused, pc.binary_length(refused["text"]).to_numpy())
+        return start
 
     def figures(self) -> dict[str, Any]:
         """The counts in total and by source, as plain values."""
         total = Tally()
         for tally in self.tallies.values():
-            total.num_files += tally.num_files
-            total.num_records += tally.num_records
-            total.num_documents += tally.num_documents
-            total.text_bytes += tally.text_bytes
-            total.rejected.update(tally.rejected)
+            total += tally
         return total.figures() | {"sources": {name: tally.figures() for name, tally in self.tallies.items()}}
+
+
+def remembered(portions: Iterator[Portion], drawn: list[Portion]) -> Iterator[Portion]:
+    for portion in portions:
+        drawn.append(portion)
+        yield portion
+
+
+class Comparison:
+    """Finds duplicates among documents that come portion by portion."""
+
+    def __init__(self, settings: PrepareParams, sketches: Path) -> None:
+        self.duplicates = settings.duplicates
+        self.seen = SeenDigests()
+        self.sketches = sketches
+        self.sketches.unlink(missing_ok=True)
+        self.num_kept: Counter[str] = Counter()
+        """Documents of each source that repeat no earlier one."""
+        self.ids: list[np.ndarray] = []
+        self.exact: list[np.ndarray] = []
+        self.groups: list[np.ndarray] = []
+
+    def add(self, path: Path, source: SourceParams) -> int:
+        """Compare a portion's documents; returns how many of its outcomes count, up to `max_samples`."""
+        num_rows = 0
+        for batch in outcomes.batches(path, outcomes.COMPARED):
+            places = np.flatnonzero(batch["reason"].is_null().to_numpy(zero_copy_only=False))
+            found = batch.take(pa.array(places))
+            digests = np.frombuffer(found["digest"].buffers()[1], np.uint64)[: 2 * len(found)].reshape(-1, 2)
+            first = self.seen.firsts(digests) if self.duplicates.exact else np.full(len(found), NEW)
+            room = None if source.max_samples is None else source.max_samples - self.num_kept[source.name]
+            count = len(found) if room is None else rows_until(first == NEW, room)
+            self.remember(found.slice(0, count), digests[:count], first[:count], source.name)
+            if room is not None and (first[:count] == NEW).sum() == room:
+                return num_rows + int(places[count - 1]) + 1
+            num_rows += len(batch)
+        return num_rows
+
+    def remember(self, found: pa.RecordBatch, digests: np.ndarray, first: np.ndarray, source: str) -> None:
+        self.num_kept[source] += int((first == NEW).sum())
+        self.seen.add(digests, first)
+        self.exact.append(first)
+        self.ids.append(hex_numbers(found["id"]))
+        self.groups.append(hex_numbers(found["group"]))
+        if self.duplicates.near is not None:
+            sketches = found["sketch"].filter(pa.array(first == NEW))
+            with self.sketches.open("ab") as file:
+                file.write(b"".join(sketches.to_pylist()))
+
+    def decisions(self) -> Decisions:
+        nothing = [np.zeros(0, dtype=np.int64)]
+        exact = np.concatenate(nothing + self.exact)
+        groups = np.concatenate([np.zeros(0, np.uint64), *self.groups])
+        near = np.full(len(exact), NEW, dtype=np.int64)
+        rules = self.duplicates.near
+        unique = np.flatnonzero(exact == NEW)
+        if rules is not None and len(unique):
+            sketches = np.memmap(self.sketches, dtype=np.uint32, mode="r").reshape(len(unique), -1)
+            first = near_duplicates(sketches, rules.min_similarity).first_of
+            repeats = first != np.arange(len(unique))
+            near[unique[repeats]] = unique[first[repeats]]
+            groups[unique] = united_groups(groups[unique], first)
+        return Decisions(np.concatenate([np.zeros(0, np.uint64), *self.ids]), exact, near, groups)
+
+
+def rows_until(kept: np.ndarray, room: int) -> int:
+    """How many rows it takes until `room` of them are kept; all if there are fewer."""
+    counts = np.cumsum(kept)
+    return int(np.searchsorted(counts, room)) + 1 if len(kept) and counts[-1] >= room else len(kept)
+
+
+def hex_numbers(column: pa.Array) -> np.ndarray:
+    """uint64: texts of 16 hex characters as numbers."""
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), dtype=">u8").astype(np.uint64)
+
+
+def hex_texts(numbers: np.ndarray) -> list[str]:
+    return [f"{number:016x}" for number in numbers.tolist()]
+
+
+def document_table(
+    batch: pa.RecordBatch, source: SourceParams, keep: np.ndarray, groups: np.ndarray
+) -> pa.Table:
+    chosen = batch.filter(pa.array(keep))
+    same = {
+        "source": source.name,
+        "weight": source.weight,
+        "licence": source.licence or "",
+        "split": source.split or "",
+    }
+    columns = {name: pa.repeat(value, len(chosen)) for name, value in same.items()}
+    columns |= {name: chosen[name] for name in ("id", "key", "text", "messages")}
+    columns["group"] = pa.array(hex_texts(groups), pa.string())
+    return pa.table([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+
+
+def rejection_table(
+    batch: pa.RecordBatch,
+    source: SourceParams,
+    refused: np.ndarray,
+    numbers: np.ndarray,
+    decisions: Decisions,
+) -> pa.Table:
+    rows = []
+    for place in np.flatnonzero(refused).tolist():
+        row = {name: batch[name][place].as_py() for name in ("id", "key", "reason", "detail", "text", "raw")}
+        if row["reason"] is None:
+            row["text"] = shown(row["text"], batch["messages"][place].as_py())
+            row["reason"], row["detail"] = repetition_of(int(numbers[place]), decisions)
+        rows.append(row | {"source": source.name})
+    return pa.Table.from_pylist(rows, REJECTION_SCHEMA)
+
+
+def repetition_of(number: int, decisions: Decisions) -> tuple[str, str]:
+    """Why a document is refused that has no flaw of its own."""
+    if (first := int(decisions.exact[number])) != NEW:
+        return "exact_duplicate", f"same text as document {decisions.ids[first]:016x}"
+    first = int(decisions.near[number])
+    return "near_duplicate", f"shares most of its text with document {decisions.ids[first]:016x}"

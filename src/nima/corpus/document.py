@@ -6,13 +6,14 @@ equal bytes.
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -106,8 +107,8 @@ class ShardWriter(Generic[RecordType]):
         self.partial = folder.parent / f".{folder.name}.partial"
         self.num_records = 0
         self.num_shards = 0
-        self.rows: list[RecordType] = []
-        self.row_bytes = self.shard_bytes = 0
+        self.group: list[pa.Table] = []
+        self.group_rows = self.group_bytes = self.shard_bytes = 0
         self.shard: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
@@ -134,17 +135,34 @@ class ShardWriter(Generic[RecordType]):
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def write(self, record: RecordType) -> None:
+        self.append(pa.Table.from_pylist([row_of(record)], self.schema), np.array([text_bytes(record)]))
+
+    def append(self, table: pa.Table, num_bytes: np.ndarray) -> None:
+        """Write the rows of a table, which hold `num_bytes` of text each.
+
+        Where shards and row groups end depends on the rows alone, not on how they come in tables.
+        """
         with writing_to(self.folder):
-            if self.shard_bytes >= self.max_shard_bytes:
-                self.end_shard()
-                self.begin_shard()
-            self.rows.append(record)
-            num_bytes = text_bytes(record)
-            self.row_bytes += num_bytes
-            self.shard_bytes += num_bytes
-            self.num_records += 1
-            if len(self.rows) >= ROW_GROUP_ROWS or self.row_bytes >= ROW_GROUP_BYTES:
-                self.end_row_group()
+            start, ends = 0, np.cumsum(num_bytes)
+            while start < len(table):
+                if self.shard_bytes >= self.max_shard_bytes:
+                    self.end_shard()
+                    self.begin_shard()
+                before = int(ends[start - 1]) if start else 0
+                room = min(self.max_shard_bytes - self.shard_bytes, ROW_GROUP_BYTES - self.group_bytes)
+                stop = int(np.searchsorted(ends, before + room)) + 1
+                stop = min(stop, start + ROW_GROUP_ROWS - self.group_rows, len(table))
+                self.take(table.slice(start, stop - start), int(ends[stop - 1]) - before)
+                start = stop
+
+    def take(self, rows: pa.Table, num_bytes: int) -> None:
+        self.group.append(rows)
+        self.group_rows += len(rows)
+        self.group_bytes += num_bytes
+        self.shard_bytes += num_bytes
+        self.num_records += len(rows)
+        if self.group_rows >= ROW_GROUP_ROWS or self.group_bytes >= ROW_GROUP_BYTES:
+            self.end_row_group()
 
     def begin_shard(self) -> None:
         path = self.partial / f"{self.prefix}-{self.num_shards:05d}.parquet"
@@ -161,10 +179,10 @@ class ShardWriter(Generic[RecordType]):
         self.shard_bytes = 0
 
     def end_row_group(self) -> None:
-        if self.rows and self.shard is not None:
-            table = pa.Table.from_pylist([row_of(record) for record in self.rows], self.schema)
-            self.shard.write_table(table, row_group_size=len(self.rows))
-        self.rows, self.row_bytes = [], 0
+        if self.group and self.shard is not None:
+            table = pa.concat_tables(self.group).combine_chunks()
+            self.shard.write_table(table, row_group_size=len(table))
+        self.group, self.group_rows, self.group_bytes = [], 0, 0
 
     def end_shard(self) -> None:
         self.end_row_group()
@@ -203,39 +221,102 @@ def write_rejections(
 
 def read_documents(folder: Path) -> Iterator[Document]:
     """The documents of a folder, in the order in which they were written. Raises `UserError`."""
-    for row in read_rows(folder, "documents"):
-        if row["messages"] is not None:
-            row["messages"] = tuple(Message(**message) for message in row["messages"])
-        yield Document(**row)
+    return documents_in(read_batches(folder, "documents"))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring row groups of one shard: what one worker reads at a time."""
+
+    shard: Path
+    groups: tuple[int, ...]
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of the stretch, in their order. Raises `UserError`."""
+        return documents_in(batches_of(self.shard, self.groups))
+
+
+def stretches(folder: Path, max_bytes: int) -> Iterator[Stretch]:
+    """A folder's documents in their order, in stretches of at most `max_bytes` unless one group has more."""
+    for shard in shards_of(folder, "documents"):
+        with opened(shard) as parquet:
+            sizes = [
+                parquet.metadata.row_group(group).total_byte_size
+                for group in range(parquet.metadata.num_row_groups)
+            ]
+        groups: list[int] = []
+        num_bytes = 0
+        for group, size in enumerate(sizes):
+            if groups and num_bytes + size > max_bytes:
+                yield Stretch(shard, tuple(groups))
+                groups, num_bytes = [], 0
+            groups.append(group)
+            num_bytes += size
+        if groups:
+            yield Stretch(shard, tuple(groups))
+
+
+def documents_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Document]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            if row["messages"] is not None:
+                row["messages"] = tuple(Message(**message) for message in row["messages"])
+            yield Document(**row)
 
 
 def read_rejections(folder: Path) -> Iterator[Rejection]:
     """The rejected records of a folder, in the order in which they were written. Raises `UserError`."""
-    for row in read_rows(folder, "rejected"):
-        yield Rejection(**row)
+    for batch in read_batches(folder, "rejected"):
+        yield from (Rejection(**row) for row in batch.to_pylist())
 
 
-def read_rows(folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
+def example_rejections(folder: Path, per_reason: int) -> list[Rejection]:
+    """The first `per_reason` rejected records of each reason, by reason. Raises `UserError`."""
+    found: dict[str, list[Rejection]] = {}
+    for batch in read_batches(folder, "rejected"):
+        reasons = batch["reason"].to_pylist()
+        for place, reason in enumerate(reasons):
+            examples = found.setdefault(reason, [])
+            if len(examples) < per_reason:
+                examples.append(Rejection(**batch.slice(place, 1).to_pylist()[0]))
+    return [example for reason in sorted(found) for example in found[reason]]
+
+
+def read_batches(folder: Path, prefix: str) -> Iterator[pa.RecordBatch]:
+    for shard in shards_of(folder, prefix):
+        yield from batches_of(shard)
+
+
+def shards_of(folder: Path, prefix: str) -> list[Path]:
     shards = sorted(folder.glob(f"{prefix}-*.parquet"))
     if not shards:
         raise UserError(f"{folder}: no {prefix}-*.parquet in it; run the stage prepare first")
-    for shard in shards:
-        try:
-            with pq.ParquetFile(shard) as parquet:
-                for batch in parquet.iter_batches(batch_size=ROW_GROUP_ROWS):
-                    yield from batch.to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{shard}: broken: {str(error).splitlines()[0]}; run the stage prepare again"
-            ) from None
+    return shards
+
+
+def batches_of(shard: Path, groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
+    with opened(shard) as parquet:
+        yield from parquet.iter_batches(batch_size=ROW_GROUP_ROWS, row_groups=groups)
+
+
+@contextmanager
+def opened(shard: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(shard) as parquet:
+            yield parquet
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{shard}: broken: {reason}; run the stage prepare again") from None
 
 
 def text_bytes(record: Document | Rejection) -> int:
     """UTF-8 bytes of a record's text, messages included."""
-    num_bytes = len(record.text.encode())
-    if isinstance(record, Document) and record.messages is not None:
-        num_bytes += sum(len(message.content.encode()) for message in record.messages)
-    return num_bytes
+    return text_bytes_of(record.text, record.messages if isinstance(record, Document) else None)
+
+
+def text_bytes_of(text: str, messages: Sequence[Message] | None) -> int:
+    num_bytes = len(text.encode())
+    return num_bytes + sum(len(message.content.encode()) for message in messages or ())
 
 
 def row_of(record: Document | Rejection) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Equal texts: found by their hash, the first one kept."""
+"""What makes two documents equal, and the group that equal documents share."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,15 +28,3 @@ def group_of(digest: bytes) -> str:
 
 def normalised(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
-
-
-class ExactDuplicates:
-    """Remembers which contents were seen; 24 bytes of payload each, whatever the texts' length."""
-
-    def __init__(self) -> None:
-        self.first_ids: dict[bytes, bytes] = {}
-
-    def first_of(self, digest: bytes, id_hex: str) -> str | None:
-        """The id of the earlier document with this content; None if `id_hex` is the first."""
-        first = self.first_ids.setdefault(digest[:16], bytes.fromhex(id_hex)).hex()
-        return None if first == id_hex else first

@@ -5,29 +5,50 @@ from typing import Self
 from pydantic import model_validator
 
 from nima.params.data import (
+    BoilerplateParams,
     CleaningParams,
+    DuplicatesParams,
+    LanguageParams,
+    LeakageParams,
+    LimitsParams,
+    NearDuplicatesParams,
     PrepareParams,
+    PrivacyParams,
     QualityParams,
+    RatiosParams,
+    RepetitionParams,
     SplitParams,
     TokenizeParams,
     unknown_sources,
 )
 from nima.params.model import ModelParams
 from nima.params.section import Section, nearest, refuse
-from nima.params.sources import PackageParams, SourceParams
-from nima.params.training import EarlyStoppingParams, TrainingParams
+from nima.params.sources import FieldsParams, HubParams, PackageParams, QdrantParams, SourceParams
+from nima.params.training import EarlyStoppingParams, TrainingParams, mixture_problems
 from nima.params.use import EvaluateParams, GenerateParams, RunParams, StrategyParams
 
 __all__ = [
+    "BoilerplateParams",
     "CleaningParams",
+    "DuplicatesParams",
     "EarlyStoppingParams",
     "EvaluateParams",
+    "FieldsParams",
     "GenerateParams",
+    "HubParams",
+    "LanguageParams",
+    "LeakageParams",
+    "LimitsParams",
     "ModelParams",
+    "NearDuplicatesParams",
     "PackageParams",
     "Params",
     "PrepareParams",
+    "PrivacyParams",
+    "QdrantParams",
     "QualityParams",
+    "RatiosParams",
+    "RepetitionParams",
     "RunParams",
     "Section",
     "SourceParams",
@@ -53,6 +74,7 @@ class Params(Section):
     def sections_agree(self) -> Self:
         context = self.model.shape()["context_tokens"]
         problems = unknown_sources(self.prepare, self.split)
+        problems += mixture_problems(self.training, [source.name for source in self.prepare.sources])
         for key, tokens in (
             ("training.block_tokens", self.training.block_tokens),
             ("evaluate.window_tokens", self.evaluate.window_tokens),

@@ -85,7 +85,7 @@ class QualityParams(Section):
     max_bullet_lines: Ratio | None = None
     max_ellipsis_lines: Ratio | None = None
     min_alphabetic_words: Ratio | None = None
-    min_stop_words: PositiveInt | None = None
+    min_stop_words: Annotated[int, Field(ge=1, le=8)] | None = None
     min_sentences: PositiveInt | None = None
     min_punctuated_lines: Ratio | None = None
     placeholder_text: bool = False
@@ -167,7 +167,7 @@ class TokenizeParams(Section):
     special_tokens: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     train_max_bytes: PositiveInt = 100_000_000
     min_vocab_size: PositiveInt = 101
-    chat_template: str | None = None
+    chat_template: str | None = Field(default=None, pattern=r"^templates/[^/].*$")
     system_prompt: str | None = None
     loss_on: Literal["assistant", "all"] = "all"
     max_input_tokens: PositiveInt | None = None

@@ -12,6 +12,7 @@ from nima.params.section import (
     Ratio,
     Section,
     Seed,
+    nearest,
     refuse,
 )
 
@@ -28,7 +29,7 @@ class TrainingParams(Section):
     max_epochs: PositiveFloat | None = None
     batching: Literal["blocks", "packed", "padded"] = "blocks"
     mask_documents: bool = False
-    mixture: dict[str, PositiveFloat] = Field(default={})
+    mixture: dict[str, NonNegativeFloat] = Field(default={})
     block_tokens: Annotated[int, Field(ge=2)]
     batch_tokens: PositiveInt
     micro_batch_tokens: PositiveInt
@@ -60,11 +61,44 @@ class TrainingParams(Section):
             problems += [("", "needs exactly one of max_steps and max_epochs")]
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             problems += [("warmup_steps", f"{self.warmup_steps} must be below max_steps ({self.max_steps})")]
+        problems += self.rows_of_unlike_length() if self.batching == "padded" else self.whole_blocks()
+        if self.mixture and not any(self.mixture.values()):
+            problems += [("mixture", "needs a share above 0")]
+        refuse(problems)
+        return self
+
+    def whole_blocks(self) -> list[tuple[str, str]]:
+        """Problems with the numbers of tokens when all rows have block_tokens."""
+        problems = []
         for key in ("batch_tokens", "micro_batch_tokens"):
             if (tokens := getattr(self, key)) % self.block_tokens:
                 problems += [(key, f"{tokens} must be whole blocks of block_tokens ({self.block_tokens})")]
         if self.batch_tokens % self.micro_batch_tokens:
             message = f"{self.micro_batch_tokens} must divide batch_tokens ({self.batch_tokens})"
             problems += [("micro_batch_tokens", message)]
-        refuse(problems)
-        return self
+        return problems
+
+    def rows_of_unlike_length(self) -> list[tuple[str, str]]:
+        """Problems when rows have up to block_tokens."""
+        problems = []
+        if self.micro_batch_tokens < self.block_tokens:
+            message = f"{self.micro_batch_tokens} must hold a row of block_tokens ({self.block_tokens})"
+            problems += [("micro_batch_tokens", message)]
+        if self.batch_tokens < self.micro_batch_tokens:
+            message = f"{self.micro_batch_tokens} must not exceed batch_tokens ({self.batch_tokens})"
+            problems += [("micro_batch_tokens", message)]
+        if self.mask_documents:
+            problems += [("mask_documents", "must be false: a padded row holds one document")]
+        return problems
+
+
+def mixture_problems(training: TrainingParams, sources: list[str]) -> list[tuple[str, str]]:
+    """Problems with the names under `training.mixture`, which must be those of all sources."""
+    unknown = [name for name in training.mixture if name not in sources]
+    problems = [
+        (f"training.mixture.{name}", f"no source has this name{nearest(name, sources)}") for name in unknown
+    ]
+    if training.mixture and (missing := [name for name in sources if name not in training.mixture]):
+        message = f"no share for {', '.join(missing)}; give every source one (0 leaves it out)"
+        problems += [("training.mixture", message)]
+    return problems

@@ -1,0 +1,145 @@
+"""Work over many parts: the same results from one process, several, and a Ray cluster that loses a worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nima import parallel
+from nima.errors import UserError
+from nima.parallel import in_processes, in_this_process, on_ray
+
+PARTS = list(range(12))
+
+
+def squared(part: int) -> tuple[int, int]:
+    time.sleep(0.01 * (3 - part % 3))  # later parts are done first
+    return part * part, os.getpid()
+
+
+def refusing(part: int) -> int:
+    if part == 5:
+        raise UserError("part 5: found nothing, expected something")
+    return part
+
+
+def fatal_once(part: int, folder: Path) -> int:
+    """Part 4 kills its process at the first try."""
+    (folder / f"{part}-{os.getpid()}").touch()
+    if part == 4 and len(list(folder.glob("4-*"))) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def fatal(part: int) -> int:
+    if part == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def test_results_come_in_the_order_of_parts_from_several_processes() -> None:
+    with in_processes(2) as workers:
+        results = list(workers.map(squared, PARTS))
+    assert [value for value, _ in results] == [part * part for part in PARTS]
+    assert os.getpid() not in {process for _, process in results}
+    with in_this_process() as workers:
+        assert [value for value, _ in workers.map(squared, PARTS)] == [part * part for part in PARTS]
+
+
+def test_a_single_part_starts_no_process() -> None:
+    with in_processes(2) as workers:
+        assert list(workers.map(squared, [3])) == [(9, os.getpid())]
+
+
+def test_parts_are_drawn_only_a_little_ahead() -> None:
+    drawn = []
+
+    def parts() -> Iterator[int]:
+        for part in range(1000):
+            drawn.append(part)
+            yield part
+
+    with in_processes(2) as workers:
+        results = workers.map(squared, parts())
+        for _ in range(3):
+            next(results)
+        assert len(drawn) <= 3 + 2 * parallel.AHEAD_PER_WORKER
+
+
+def test_an_error_of_a_worker_is_raised_here() -> None:
+    with in_processes(2) as workers, pytest.raises(UserError, match="part 5: found nothing"):
+        list(workers.map(refusing, PARTS))
+
+
+def test_a_part_whose_worker_is_killed_is_done_by_another(tmp_path: Path) -> None:
+    with in_processes(2) as workers:
+        assert list(workers.map(partial(fatal_once, folder=tmp_path), PARTS)) == PARTS
+    assert len(list(tmp_path.glob("4-*"))) >= 2
+
+
+def test_a_part_that_always_kills_its_worker_ends_in_one_line() -> None:
+    with in_processes(2) as workers, pytest.raises(UserError, match=r"died 4 times.*NIMA_WORKERS lower"):
+        list(workers.map(fatal, PARTS))
+
+
+OWNER = """
+import sys, time
+from nima.parallel import in_processes
+if __name__ == "__main__":
+    with in_processes(2) as workers:
+        for _ in workers.map(time.sleep, [0.01, 0.01, 0.01, 60, 60]):
+            print("ready", flush=True)
+"""
+
+
+def test_workers_end_with_a_killed_owner(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    environment = os.environ | {"PYTHONPATH": str(Path("src").resolve())}
+    command = [sys.executable, script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        family = psutil.Process(owner.pid).children(recursive=True)
+        assert len(family) >= 2
+        owner.kill()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+
+
+# ------------------------------------------------------------------------------------------------- Ray
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_ray_cluster_gives_the_same_results_and_outlives_a_killed_worker(
+    cluster: tuple[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster[0])
+    monkeypatch.setenv("PYTHONPATH", str(Path("tests").resolve()))
+    with on_ray() as workers:
+        assert list(workers.map(partial(fatal_once, folder=tmp_path), PARTS)) == PARTS
+        with pytest.raises(UserError, match="part 5: found nothing"):
+            list(workers.map(refusing, PARTS))
+    assert len(list(tmp_path.glob("4-*"))) >= 2
+
+
+def test_a_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"needs the extra ray: pip install 'nima-lm\[ray\]'"), on_ray():
+        pass
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_ray_address_where_nothing_answers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:1") as caught:
+        on_ray().__enter__()
+    assert "\n" not in str(caught.value)
