@@ -209,7 +209,7 @@ def test_what_runs_on_a_bare_gpu_machine_needs_only_torch_and_numpy() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_exactly_the_code_it_imports(stage: str) -> None:
-    declared = [dep for dep in pipeline()["stages"][stage]["deps"] if dep.endswith(".py")]
+    declared = [dep for dep in pipeline()["stages"][stage]["deps"] if dep.endswith((".py", ".html"))]
     assert sorted(declared) == import_closure(stage)
 
 

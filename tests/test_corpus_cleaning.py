@@ -241,6 +241,7 @@ def test_mojibake_in_code_stays() -> None:
 
 
 @example("\u0413\u045e\u0412\u0402\u0412\u2122 a")
+@example("\u00ce\u0161")
 @settings(max_examples=1000, deadline=None)
 @given(
     st.text(

@@ -23,7 +23,9 @@ CAPITALS = "".join(letter for letter in LEGACY if letter.isupper())
 NOT_SMALL = "".join(sorted(set(LEGACY) - set(SMALL)))
 SIGNS = "".join(sorted(set(NOT_SMALL) - set(CAPITALS)))
 # ftfy's heuristic reacts to no text without one of these. Searching for them is many times as fast.
-SUSPECT = re.compile(rf"[{LEGACY}][{NOT_SMALL}]|[{SIGNS}][{SMALL}]|[\x80-\x9f\u00c2\u00c3\u0152\u0153]")
+SUSPECT = re.compile(
+    rf"[{LEGACY}][{NOT_SMALL}]|[{SIGNS}][{SMALL}]|[\u00ce\u00d0][\u0161\u017e]|[\x80-\x9f\u00c2\u00c3\u0152\u0153]"
+)
 
 
 def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
