@@ -37,8 +37,12 @@ format: $(READY) ## put the code into ruff's format
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY) ## measure what the pipeline costs around the work (after make repro)
+bench: $(READY) ## measure the pipeline and its parts, side by side with their peers (after make repro)
 	python -m benchmarks.pipeline
+	python -m benchmarks.data
+	python -m benchmarks.near_duplicates
+	python -m benchmarks.tokenizers
+	OMP_NUM_THREADS=1 python -m benchmarks.batches
 
 constraints: ## resolve newest versions anew into constraints.txt, in an environment of its own
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
