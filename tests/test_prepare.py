@@ -189,9 +189,7 @@ def test_an_unwritable_output_folder_is_one_clear_line(raw: Path) -> None:
 # ---------------------------------------------------------------------------------- many portions, many hands
 
 
-LONG = (
-    "The server keeps {0} logs in its journal, and number {0} is read by the operator every morning."
-)
+LONG = "The server keeps {0} logs in its journal, and number {0} is read by the operator every morning."
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
 """What makes two documents equal, and the group that equal documents share."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 from nima.corpus.document import Message
+
+# Most texts have none, and need not be taken apart.
+TRAILING_SPACE = re.compile(r"[^\S\n](?:\n|\Z)")
 
 
 def content_digest(text: str, messages: Sequence[Message] | None) -> bytes:
@@ -27,4 +31,6 @@ def group_of(digest: bytes) -> str:
 
 
 def normalised(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+    if TRAILING_SPACE.search(text):
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
+    return text.strip("\n")
