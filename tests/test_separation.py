@@ -10,6 +10,7 @@ import pytest
 from nima import params_file, runtime, splits
 from nima.errors import UserError
 from nima.params import Params
+from nima.tokens import Tokens
 from stages import prepare, split, tokenize
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,28 @@ def run_stages(params: Params) -> dict[str, Any]:
     tokenize.main(params, place)
     split.main(params, place)
     return json.loads(Path("metrics/split.json").read_text())
+
+
+def test_the_stage_writes_indices_and_counts(raw: Path) -> None:
+    metrics = run_stages(settings())
+    found, tokens = splits.load(Path("data/splits")), Tokens.open(Path("data/tokens"))
+    expected = splits.assign(tokens.groups, 0, (0.7, 0.15, 0.15), declared=tokens.splits)
+    assert {name: indices.tolist() for name, indices in found.items()} == {
+        name: indices.tolist() for name, indices in expected.items()
+    }
+    for name in splits.SPLITS:
+        assert metrics[name]["documents"] == len(found[name]) > 0
+        assert metrics[name]["tokens"] == tokens.lengths[found[name]].sum()
+        assert metrics[name]["bytes"] == tokens.text_bytes[found[name]].sum()
+        assert sum(one["documents"] for one in metrics[name]["sources"].values()) == len(found[name])
+
+
+def test_the_stage_stops_at_an_empty_split(raw: Path) -> None:
+    shares = {"seed": 0, "train": 0.999, "validation": 0.001, "test": 0.0}
+    params = Params.model_validate(settings().model_dump() | {"split": shares})
+    with pytest.raises(UserError, match=r"split\.validation = 0\.001: no document of 41 falls there"):
+        run_stages(params)
+    assert not Path("data/splits").exists()
 
 
 def copied_into_training(raw: Path) -> None:

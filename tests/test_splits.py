@@ -1,4 +1,3 @@
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nima import params_file, runtime, splits
+from nima import params_file, splits
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
 from nima.errors import UserError
@@ -454,41 +453,3 @@ def test_many_documents_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     parts = SplitTexts(lambda: iter(DOCUMENTS), 0, EIGHTY)
     assert parts.numbers.tolist() == whole.numbers.tolist()
     assert parts.num_bytes == whole.num_bytes
-
-
-# ------------------------------------------------------------------------------------------- the stage
-
-
-def run_split(**changes: object) -> None:
-    from stages import split
-
-    params = params_file.load(ROOT / "params.yaml")
-    settings = params.split.model_copy(update=changes)
-    split.main(params.model_copy(update={"split": settings}), runtime.load(Path.cwd()))
-
-
-def test_the_stage_writes_indices_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tokens = tokens_of(
-        tmp_path / "data/tokens", [(group, [4 + n % 200, n // 200]) for n, group in enumerate(GROUPS[:400])]
-    )
-    run_split()
-    found = splits.load(Path("data/splits"))
-    assert {name: indices.tolist() for name, indices in found.items()} == {
-        name: indices.tolist() for name, indices in assign(tokens.groups, 0, EIGHTY).items()
-    }
-    metrics = json.loads(Path("metrics/split.json").read_text())
-    assert list(metrics) == list(SPLITS)
-    for name, figures in metrics.items():
-        assert figures["documents"] == len(found[name])
-        assert figures["tokens"] == 2 * len(found[name])
-        assert figures["bytes"] == 4 * len(found[name])
-        assert sum(source["documents"] for source in figures["sources"].values()) == len(found[name])
-
-
-def test_the_stage_stops_at_an_empty_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tokens_of(tmp_path / "data/tokens", [("a", [4])])
-    with pytest.raises(UserError, match="no document of 1 falls there"):
-        run_split()
-    assert not Path("data/splits").exists()
