@@ -28,7 +28,7 @@ LAYERS = (
         "metrics",
         "tensors",
     ),
-    ("corpus", "conversation", "tokenizer", "decoder", "pretrained"),
+    ("corpus", "conversation", "tokenizer", "fused", "decoder", "pretrained"),
     (
         "tokens",
         "token_writer",
@@ -85,7 +85,7 @@ OWNERS = {
     "vl_convert": {"nima.provision"},
 }
 # These run on a machine that has only torch and numpy.
-BARE = ("decoder", "optimizer", "schedule", "batches")
+BARE = ("fused", "decoder", "optimizer", "schedule", "batches")
 FORBIDDEN_WORDS = {"util", "utils", "common", "misc", "helper", "helpers", "base", "engine"}
 FORBIDDEN_WORDS |= {"manager", "factory", "handler", "processor"}
 

@@ -8,7 +8,6 @@ import torch
 from tiny_models import random_ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 
-from nima import decoder
 from nima.decoder import (
     IGNORED,
     Cache,
@@ -16,7 +15,6 @@ from nima.decoder import (
     DecoderConfig,
     autocast,
     init_parameters,
-    linear_cross_entropy,
 )
 from nima.presets import PRESETS, resolve
 
@@ -173,51 +171,6 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- loss
-
-
-def loss_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, 16, generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(23, 16, generator=generator).requires_grad_()
-    targets = torch.randint(0, 23, (50,), generator=generator)
-    targets[::3] = IGNORED
-    return x, weight, targets
-
-
-@pytest.mark.parametrize("chunk_rows", [1, 7, 50, 1000])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_the_loss_and_its_gradients_are_torchs(
-    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, dtype: torch.dtype, tolerance: float
-) -> None:
-    monkeypatch.setattr(decoder, "CHUNK_LOGITS", chunk_rows * 23)
-    x, weight, targets = loss_inputs(dtype)
-    loss = linear_cross_entropy(x, weight, targets)
-    (loss * 0.25).backward()
-    x2, weight2, _ = loss_inputs(dtype)
-    logits = x2.float() @ weight2.to(dtype).float().T
-    expected = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    (expected * 0.25).backward()
-    assert loss.dtype == torch.float32
-    assert x.grad is not None
-    assert weight.grad is not None
-    assert x.grad.dtype == dtype
-    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(x.grad, x2.grad, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(weight.grad, weight2.grad, rtol=tolerance, atol=tolerance)
-
-
-def test_targets_that_are_all_ignored_cost_nothing_and_pull_nowhere() -> None:
-    x, weight, targets = loss_inputs(torch.float32)
-    loss = linear_cross_entropy(x, weight, torch.full_like(targets, IGNORED))
-    loss.backward()
-    assert loss.item() == 0
-    assert not x.grad.any()  # type: ignore[union-attr]
-    assert not weight.grad.any()  # type: ignore[union-attr]
-
-
-def test_huge_logits_give_a_finite_loss() -> None:
-    x, weight, targets = loss_inputs(torch.float32)
-    assert torch.isfinite(linear_cross_entropy(x * 1e4, weight, targets))
 
 
 @pytest.mark.parametrize("tied", [True, False])
