@@ -18,7 +18,14 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from nima.conversation import SPECIAL_TOKENS
 from nima.tokenizer import Tokenizer
-from nima.tokenizer.encoders import DIGITS_PATTERN, GPT2_PATTERN, GPT4_PATTERNS, GPT4O_PATTERN, READ_ALIKE
+from nima.tokenizer.encoders import (
+    DIGITS_PATTERN,
+    GPT2_PATTERN,
+    GPT4_PATTERNS,
+    GPT4O_PATTERN,
+    READ_ALIKE,
+    fast_form,
+)
 from nima.tokenizer.learning import all_bytes, learnt_characters, short
 from nima.tokenizer.vocabulary import byte_alphabet
 
@@ -107,6 +114,12 @@ def test_both_packages_have_the_same_class_for_every_code_point() -> None:
 @pytest.mark.parametrize("pattern", READ_ALIKE)
 def test_both_packages_split_any_text_by_a_pattern_alike(pattern: str) -> None:
     assert list(differences(split_of(pattern), pattern, hostile_texts())) == []
+
+
+@pytest.mark.parametrize("pattern", [*READ_ALIKE, DIGITS_PATTERN])
+def test_the_fast_form_of_a_pattern_splits_any_text_as_the_pattern_does(pattern: str) -> None:
+    assert fast_form(pattern) != pattern
+    assert list(differences(split_of(pattern), fast_form(pattern), hostile_texts())) == []
 
 
 @pytest.mark.parametrize(

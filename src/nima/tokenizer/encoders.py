@@ -57,6 +57,9 @@ GPT4O_PATTERN = (
 READ_ALIKE = (PATTERN, GPT2_PATTERN, *GPT4_PATTERNS, GPT4O_PATTERN)
 """Patterns that `tokenizers` and tiktoken read the same; tests compare the two on each."""
 
+LOOK_AHEAD = r"|\s+(?!"
+"""How the first alternative with one begins, in all of them."""
+
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 """Unicode's normal forms. A part of a text in such a form is in it too."""
 
@@ -263,6 +266,17 @@ def normal_form(description: dict[str, Any]) -> str | None:
     return kinds[0] if len(kinds) == 1 and kinds[0] in FORMS else None
 
 
+def fast_form(pattern: str) -> str:
+    """A pattern of `READ_ALIKE` as tiktoken's engine is fastest on it: it splits every text the same.
+
+    What stands before the first look-ahead becomes one group, which an automaton then matches at once, unless
+    a possessive quantifier bars it. Such a quantifier in front of characters that it cannot match changes
+    nothing: what it took could never be given back to them.
+    """
+    simple, look_ahead, rest = pattern.partition(LOOK_AHEAD)
+    return f"(?:{simple.replace('?+', '?').replace('++', '+').replace('*+', '*')}){look_ahead}{rest}"
+
+
 def tiktoken_encoder(
     pattern: str,
     ranks: dict[bytes, int],
@@ -272,7 +286,9 @@ def tiktoken_encoder(
 ) -> Encoder:
     # With no name at all to look for it would look at each character.
     searched = vocabulary.verbatim or vocabulary.special
-    encoding = tiktoken.Encoding("nima", pat_str=pattern, mergeable_ranks=ranks, special_tokens=searched)
+    encoding = tiktoken.Encoding(
+        "nima", pat_str=fast_form(pattern), mergeable_ranks=ranks, special_tokens=searched
+    )
     allowed = frozenset(vocabulary.verbatim)
 
     def encode(text: str) -> np.ndarray | None:
