@@ -27,6 +27,7 @@ LAYERS = (
         "parallel",
         "metrics",
         "tensors",
+        "targets",
     ),
     ("corpus", "conversation", "tokenizer", "fused", "decoder", "pretrained"),
     (

@@ -23,8 +23,8 @@ from nima.batches import (
 )
 from nima.batches.permutation import permuted
 from nima.batches.stream import training_order
-from nima.decoder import IGNORED
 from nima.errors import UserError
+from nima.targets import IGNORED
 
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda found: sum(found) >= 4)
 

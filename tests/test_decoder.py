@@ -9,7 +9,6 @@ from tiny_models import random_ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 
 from nima.decoder import (
-    IGNORED,
     Cache,
     Decoder,
     DecoderConfig,
@@ -17,6 +16,7 @@ from nima.decoder import (
     init_parameters,
 )
 from nima.presets import PRESETS, resolve
+from nima.targets import IGNORED
 
 
 @pytest.fixture(autouse=True)

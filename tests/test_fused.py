@@ -8,13 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from nima import fused
 from nima.fused import (
-    IGNORED,
     causal_attention,
     linear_cross_entropy,
     normalised_and_rotated,
     rms_norm,
     squared_relu_mlp,
 )
+from nima.targets import IGNORED
 
 
 @pytest.fixture(autouse=True)

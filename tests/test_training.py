@@ -23,12 +23,13 @@ from nima.batches import (
     training_batches,
 )
 from nima.checkpoint import RunFolder, open_run
-from nima.decoder import IGNORED, Decoder, DecoderConfig, init_parameters
+from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import Interrupted, NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer
 from nima.params import EarlyStoppingParams, RunParams, TrainingParams
 from nima.progress import TrainingProgress
 from nima.signals import StopRequest
+from nima.targets import IGNORED
 from nima.tracking import StageLive
 from nima.training import Result, Run, save_due, train
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nima.fused import IGNORED as IGNORED
 from nima.fused import (
     causal_attention,
     linear_cross_entropy,

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-IGNORED = -100
+from nima.targets import IGNORED
+
 # Logits of one chunk: few enough to stay in a CPU's cache, enough to fill its matrix products.
 CHUNK_LOGITS = 4 * 1024 * 1024
 # Queries of one chunk, and the rows from which on all their probabilities would take too much memory.

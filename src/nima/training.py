@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nima.batches import TrainingBatches
 from nima.checkpoint import Checkpoint, RunFolder
-from nima.decoder import IGNORED, Decoder, autocast
+from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
 from nima.evaluation.likelihood import Scorer, total
 from nima.metrics import Row
@@ -24,6 +24,7 @@ from nima.progress import TrainingProgress
 from nima.schedule import lr_factor
 from nima.signals import StopRequest
 from nima.stopping import EarlyStopping, improves
+from nima.targets import IGNORED
 from nima.tracking import StageLive
 
 

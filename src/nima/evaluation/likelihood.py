@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nima.batches import Stream, Window, evenly_spread, scoring_windows
-from nima.decoder import IGNORED, Decoder, autocast
+from nima.decoder import Decoder, autocast
 from nima.errors import UserError
+from nima.targets import IGNORED
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 
