@@ -28,6 +28,8 @@ TABLE_DELIMITER = re.compile(rf"{DELIMITER_CELL}(?:(?:\|{DELIMITER_CELL})+\|?|\|
 SIMPLE_TABLE_BORDER = re.compile(r"[ \t]*=+(?: +=+)+[ \t]*$")
 DIRECTIVE = re.compile(r"(?P<indent>[ \t]*)\.\.[ \t]+(?P<name>[\w.+:-]+)::(?:[ \t]|$)")
 COMMENT = re.compile(r"[ \t]*\.\.(?:[ \t]|$)")
+PLAIN_SIGNS = "\"'()[]{}$@/\\,;!?%&"
+"""With these no heading, rule, list, fence, quotation, table, directive or session begins."""
 PROSE_DIRECTIVES = re.compile(
     "admonition|attention|caution|centered|compound|container|contents|danger|deprecated|epigraph|error|"
     "figure|footer|header|highlights|hint|image|important|include|note|pull-quote|rubric|seealso|sidebar|"
@@ -58,13 +60,21 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
             in_paragraph = False
             at += 1
             continue
-        if not in_paragraph or interrupts(line):
+        plain = is_plain(line)
+        if not in_paragraph or (not plain and interrupts(line)):
             while columns and indent_of(line) < columns[-1]:
                 columns.pop()
-        end = block_end(lines, at, columns[-1] if columns else 0, in_paragraph, markup)
+        column = columns[-1] if columns else 0
+        end = at if in_paragraph else indented_end(lines, at, column)
+        if end == at and not plain:
+            end = block_end(lines, at, in_paragraph, markup)
         if end > at:
             yield at, end
             in_paragraph, at = False, end
+            continue
+        if plain:
+            in_paragraph = True
+            at += 1
             continue
         in_paragraph = not (HEADING.match(line) or RULE.match(line))
         columns += [] if RULE.match(line) else item_columns(line)
@@ -76,12 +86,15 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
                 in_paragraph, at = False, end
 
 
-def block_end(lines: Sequence[str], at: int, column: int, in_paragraph: bool, markup: Markup) -> int:
-    """The end of the block that begins at line `at`, in text that begins at `column`; `at` if none does."""
+def indented_end(lines: Sequence[str], at: int, column: int) -> int:
+    """The end of the code at line `at` that its indentation tells from text at `column`; `at` if it is none."""
+    first = column + CODE_COLUMNS
+    return dedent_end(lines, at, first) if indent_of(lines[at]) >= first else at
+
+
+def block_end(lines: Sequence[str], at: int, in_paragraph: bool, markup: Markup) -> int:
+    """The end of the block that marks on line `at` begin; `at` if none does."""
     line = lines[at]
-    indented = indent_of(line) - column >= CODE_COLUMNS
-    if indented and not in_paragraph:
-        return dedent_end(lines, at, column + CODE_COLUMNS)
     # Below a paragraph's line, a row of backticks in rst underlines a title.
     if (fence := FENCE.match(line)) and not (markup == "rst" and in_paragraph):
         return fence_end(lines, at, fence)
@@ -159,11 +172,12 @@ def literal_block(lines: Sequence[str], at: int, columns: list[int]) -> tuple[in
 
 def dedent_end(lines: Sequence[str], at: int, column: int) -> int:
     """Past the last line that begins at `column` or later; blank lines in between belong to the block."""
-    end = at
+    end, indentation = at, " " * column
     for position in range(at, len(lines)):
-        if is_blank(lines[position]):
+        line = lines[position]
+        if is_blank(line):
             continue
-        if indent_of(lines[position]) < column:
+        if not line.startswith(indentation) and indent_of(line) < column:
             break
         end = position + 1
     return end
@@ -197,6 +211,12 @@ def item_columns(line: str) -> list[int]:
 def interrupts(line: str) -> bool:
     """Whether a line ends the paragraph above it without a blank line between them."""
     return any(pattern.match(line) for pattern in (HEADING, RULE, LIST_ITEM, FENCE))
+
+
+def is_plain(line: str) -> bool:
+    """Whether nothing but its indentation can make a line more than a line of a paragraph; False: not sure."""
+    first = line.lstrip(" \t")[0]
+    return (first.isalpha() or first in PLAIN_SIGNS) and "|" not in line and "::" not in line
 
 
 def is_blank(line: str) -> bool:
