@@ -28,6 +28,7 @@ LAYERS = (
         "metrics",
         "tensors",
         "targets",
+        "columns",
     ),
     ("corpus", "conversation", "tokenizer", "fused", "decoder", "pretrained"),
     (
@@ -59,6 +60,7 @@ OWNERS = {
     "tokenizers": {"nima.tokenizer"},
     "tiktoken": {"nima.tokenizer"},
     "pyarrow": {
+        "nima.columns",
         "nima.corpus.document",
         "nima.corpus.outcomes",
         "nima.corpus.collection",

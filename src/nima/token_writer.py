@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nima.columns import array_of, column, numbers
 from nima.outputs import remove, writing_to
 from nima.tokens import (
     DOCUMENTS_FILE,
@@ -45,26 +46,26 @@ TOKENIZED_SCHEMA = pa.schema(
 
 def tokenized_table(documents: Sequence[TokenizedDocument]) -> pa.Table:
     columns = {
-        name: pa.array([getattr(document, name) for document in documents], TOKENIZED_SCHEMA.field(name).type)
+        name: column([getattr(document, name) for document in documents], TOKENIZED_SCHEMA.field(name).type)
         for name in TOKENIZED_SCHEMA.names[:-2]
     }
     columns["tokens"] = lists([document.tokens for document in documents], np.uint32)
     columns["spans"] = lists([document.spans.reshape(-1) for document in documents], np.int64)
-    return pa.table(columns, schema=TOKENIZED_SCHEMA)
+    return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
 
 
 def lists(arrays: Sequence[np.ndarray], dtype: type) -> pa.LargeListArray:
     offsets = np.cumsum([0, *map(len, arrays)])
     values: np.ndarray = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+    return pa.LargeListArray.from_arrays(numbers(offsets), numbers(values))
 
 
 def list_lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.list_value_length(column).to_numpy().astype(np.int64)
+    return array_of(pc.list_value_length(column)).astype(np.int64)
 
 
 def flat(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.list_flatten(column).to_numpy()
+    return array_of(pc.list_flatten(column))
 
 
 def sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -151,13 +152,13 @@ class TokenWriter:
         lengths, num_spans = list_lengths(documents["tokens"]), list_lengths(documents["spans"]) // 2
         self.shard.append(tokens, lengths, spans, num_spans)
         trained = sums(spans[:, 1] - spans[:, 0], num_spans)
-        cut = documents["cut_tokens"].to_numpy()
+        cut = array_of(documents["cut_tokens"])
         self.num_cut_documents += int((cut > 0).sum())
         self.num_cut_tokens += int(cut.sum())
         rows = documents.drop_columns(["cut_tokens", "tokens", "spans"])
-        rows = rows.append_column("num_tokens", pa.array(lengths))
-        rows = rows.append_column("num_trained_tokens", pa.array(trained))
-        rows = rows.append_column("shard", pa.array(np.full(len(rows), self.num_shards - 1, np.int32)))
+        rows = rows.append_column("num_tokens", numbers(lengths))
+        rows = rows.append_column("num_trained_tokens", numbers(trained))
+        rows = rows.append_column("shard", numbers(np.full(len(rows), self.num_shards - 1, np.int32)))
         self.rows.append(rows.select(DOCUMENTS_SCHEMA.names))
         self.num_rows += len(rows)
         if self.num_rows >= ROW_GROUP_ROWS:

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nima.columns import array_of
 from nima.errors import UserError
 
 MAGIC = b"NIMATOKS"
@@ -162,7 +163,7 @@ class Tokens:
             raise broken(path, f"columns {table.schema.names}, expected {DOCUMENTS_SCHEMA.names}")
         num_shards = int(table["shard"][-1].as_py()) + 1 if len(table) else 0
         tokens = cls(folder, [TokenShard(folder / shard_name(number)) for number in range(num_shards)], table)
-        if not np.array_equal(tokens.lengths, table["num_tokens"].to_numpy()):
+        if not np.array_equal(tokens.lengths, array_of(table["num_tokens"])):
             raise broken(path, "its numbers of tokens are not those of the shards")
         return tokens
 
@@ -198,17 +199,17 @@ class Tokens:
     @cached_property
     def weights(self) -> np.ndarray:
         """float64[num_documents]"""
-        return self._table["weight"].to_numpy()
+        return array_of(self._table["weight"])
 
     @cached_property
     def text_bytes(self) -> np.ndarray:
         """int64[num_documents]: UTF-8 bytes of text."""
-        return self._table["num_bytes"].to_numpy()
+        return array_of(self._table["num_bytes"])
 
     @cached_property
     def trained_tokens(self) -> np.ndarray:
         """int64[num_documents]"""
-        return self._table["num_trained_tokens"].to_numpy()
+        return array_of(self._table["num_trained_tokens"])
 
     def totals(self, documents: np.ndarray | None = None) -> dict[str, Any]:
         """Counts over the given documents (None = all), in total and per source."""
@@ -234,4 +235,4 @@ def few_texts(column: pa.ChunkedArray) -> np.ndarray:
     """object[n]: a text for each row; equal ones are one object."""
     encoded = column.combine_chunks().dictionary_encode()
     texts = np.array(encoded.dictionary.to_pylist() or [""], dtype=object)
-    return texts[encoded.indices.to_numpy()]
+    return texts[array_of(encoded.indices)]

@@ -87,7 +87,7 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
 
 
 def indented_end(lines: Sequence[str], at: int, column: int) -> int:
-    """The end of the code at line `at` that its indentation tells from text at `column`; `at` if it is none."""
+    """The end of the code that the indentation of line `at` begins, in text at `column`; else `at`."""
     first = column + CODE_COLUMNS
     return dedent_end(lines, at, first) if indent_of(lines[at]) >= first else at
 
@@ -214,7 +214,7 @@ def interrupts(line: str) -> bool:
 
 
 def is_plain(line: str) -> bool:
-    """Whether nothing but its indentation can make a line more than a line of a paragraph; False: not sure."""
+    """Whether only its indentation can make a line other than one of a paragraph; False: not sure."""
     first = line.lstrip(" \t")[0]
     return (first.isalpha() or first in PLAIN_SIGNS) and "|" not in line and "::" not in line
 

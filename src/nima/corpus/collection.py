@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nima.columns import array_of, column, numbers
 from nima.corpus import outcomes
 from nima.corpus.boilerplate import shared_lines
 from nima.corpus.digests import NEW, SeenDigests
@@ -184,20 +185,20 @@ class Collection:
         for batch in outcomes.batches(reading.path):
             batch = batch.slice(0, rows_left)
             rows_left -= len(batch)
-            is_document = batch["reason"].is_null().to_numpy(zero_copy_only=False)
+            is_document = array_of(batch["reason"].is_null())
             numbers = start + np.cumsum(is_document) - 1
             start += int(is_document.sum())
-            keep = is_document.copy()
+            keep, num_bytes = is_document.copy(), array_of(batch["num_bytes"])
             keep[is_document] = kept[numbers[is_document]]
             table = document_table(batch, reading.source, keep, decisions.groups[numbers[keep]])
-            documents.append(table, batch["num_bytes"].to_numpy()[keep])
+            documents.append(table, num_bytes[keep])
             tally.num_records += len(batch)
             tally.num_documents += len(table)
-            tally.text_bytes += int(batch["num_bytes"].to_numpy()[keep].sum())
+            tally.text_bytes += int(num_bytes[keep].sum())
             tally.num_near_duplicates += int((decisions.near[numbers[is_document]] != NEW).sum())
             refused = rejection_table(batch, reading.source, ~keep, numbers, decisions)
             tally.rejected.update(refused["reason"].to_pylist())
-            rejected.append(refused, pc.binary_length(refused["text"]).to_numpy())
+            rejected.append(refused, array_of(pc.binary_length(refused["text"])))
         return start
 
     def figures(self) -> dict[str, Any]:
@@ -232,8 +233,9 @@ class Comparison:
         """Compare a portion's documents; returns how many of its outcomes count, up to `max_samples`."""
         num_rows = 0
         for batch in outcomes.batches(path, outcomes.COMPARED):
-            places = np.flatnonzero(batch["reason"].is_null().to_numpy(zero_copy_only=False))
-            found = batch.take(pa.array(places))
+            is_document = batch["reason"].is_null()
+            found = batch.filter(is_document)
+            places = np.flatnonzero(array_of(is_document))
             digests = np.frombuffer(found["digest"].buffers()[1], np.uint64)[: 2 * len(found)].reshape(-1, 2)
             first = self.seen.firsts(digests) if self.duplicates.exact else np.full(len(found), NEW)
             room = None if source.max_samples is None else source.max_samples - self.num_kept[source.name]
@@ -251,7 +253,7 @@ class Comparison:
         self.ids.append(hex_numbers(found["id"]))
         self.groups.append(hex_numbers(found["group"]))
         if self.duplicates.near is not None:
-            sketches = found["sketch"].filter(pa.array(first == NEW))
+            sketches = found["sketch"].filter(numbers(first == NEW))
             with self.sketches.open("ab") as file:
                 file.write(b"".join(sketches.to_pylist()))
 
@@ -289,7 +291,7 @@ def hex_texts(numbers: np.ndarray) -> list[str]:
 def document_table(
     batch: pa.RecordBatch, source: SourceParams, keep: np.ndarray, groups: np.ndarray
 ) -> pa.Table:
-    chosen = batch.filter(pa.array(keep))
+    chosen = batch.filter(numbers(keep))
     same = {
         "source": source.name,
         "weight": source.weight,
@@ -298,8 +300,8 @@ def document_table(
     }
     columns = {name: pa.repeat(value, len(chosen)) for name, value in same.items()}
     columns |= {name: chosen[name] for name in ("id", "key", "text", "messages")}
-    columns["group"] = pa.array(hex_texts(groups), pa.string())
-    return pa.table([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+    columns["group"] = column(hex_texts(groups), pa.string())
+    return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
 
 
 def rejection_table(
@@ -309,6 +311,8 @@ def rejection_table(
     numbers: np.ndarray,
     decisions: Decisions,
 ) -> pa.Table:
+    if not refused.any():
+        return REJECTION_SCHEMA.empty_table()
     rows = []
     for place in np.flatnonzero(refused).tolist():
         row = {name: batch[name][place].as_py() for name in ("id", "key", "reason", "detail", "text", "raw")}

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from nima.columns import column, structs
 from nima.corpus.document import Message, Rejection
 from nima.outputs import writing_to
 
@@ -110,13 +111,16 @@ class OutcomeWriter:
 def batch_of(rows: Sequence[Candidate | Rejection]) -> pa.RecordBatch:
     records = [document_row(row) if isinstance(row, Candidate) else rejection_row(row) for row in rows]
     columns = zip(*records, strict=True) if records else [()] * len(SCHEMA)
-    arrays = [pa.array(column, entry.type) for column, entry in zip(columns, SCHEMA, strict=True)]
+    arrays = [
+        (structs if entry.type == MESSAGES else column)(values, entry.type)
+        for values, entry in zip(columns, SCHEMA, strict=True)
+    ]
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
 def document_row(row: Candidate) -> tuple[Any, ...]:
     """Values in the order of `SCHEMA`."""
-    said = (row.text, listed(row.messages), None)
+    said = (row.text, parts_of(row.messages), None)
     return row.id, row.key, None, None, *said, row.group, row.digest, row.sketch, row.num_bytes
 
 
@@ -124,10 +128,8 @@ def rejection_row(row: Rejection) -> tuple[Any, ...]:
     return row.id, row.key, row.reason, row.detail, row.text, None, row.raw, None, None, None, 0
 
 
-def listed(messages: tuple[Message, ...] | None) -> list[dict[str, str]] | None:
-    if messages is None:
-        return None
-    return [{"role": message.role, "content": message.content} for message in messages]
+def parts_of(messages: tuple[Message, ...] | None) -> list[tuple[str, str]] | None:
+    return None if messages is None else [(message.role, message.content) for message in messages]
 
 
 def finished(path: Path) -> Summary | None:

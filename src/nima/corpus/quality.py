@@ -15,7 +15,6 @@ from nima.corpus.languages import foreign_language
 from nima.corpus.repetition import excess_in
 from nima.params import QualityParams
 
-LENGTHS = ("min_chars", "max_chars")
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 STOP_WORD = re.compile(r"\b(?:the|be|to|of|and|that|have|with)\b", re.IGNORECASE)
 LETTER = re.compile(r"[^\W\d_]")
@@ -48,7 +47,7 @@ class Flaw(NamedTuple):
 def flaw_in(text: str, rules: QualityParams, markup: Markup) -> Flaw | None:
     """The first flaw of a cleaned text, or None. Space around the text does not count as length."""
     flaw = length_flaw(text, rules)
-    if flaw is not None or not judges_prose(rules):
+    if flaw is not None or not rules.judges_prose:
         return flaw
     prose = prose_of(text, markup)
     words = prose.split()
@@ -66,10 +65,6 @@ def length_flaw(text: str, rules: QualityParams) -> Flaw | None:
     if num_chars > rules.max_chars:
         return Flaw("too_long", f"{num_chars} characters, max_chars is {rules.max_chars}")
     return None
-
-
-def judges_prose(rules: QualityParams) -> bool:
-    return any(value not in (None, False) for name, value in rules if name not in LENGTHS)
 
 
 def prose_of(text: str, markup: Markup) -> str:

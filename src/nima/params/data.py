@@ -1,6 +1,7 @@
 """From text to tokens: the sections `prepare`, `tokenize` and `split`."""
 
 import math
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -91,6 +92,13 @@ class QualityParams(Section):
     placeholder_text: bool = False
     repetition: RepetitionParams | None = None
     language: LanguageParams | None = None
+
+    @cached_property
+    def judges_prose(self) -> bool:
+        """Whether any rule looks at more than the length."""
+        return any(
+            value not in (None, False) for name, value in self if name not in ("min_chars", "max_chars")
+        )
 
     @model_validator(mode="after")
     def limits_leave_room(self) -> Self:
