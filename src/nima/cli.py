@@ -1,4 +1,4 @@
-"""The command `nima`: a look at what the stages made. Each command imports what it needs when it runs."""
+"""The command `nima`: a look at what stages and runs made. Each command imports what it needs when run."""
 
 import sys
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nima.errors import UserError
+from nima.results_commands import compare, report
 
 Source = Annotated[str | None, typer.Option(metavar="NAME", help="Only of this source.")]
 
@@ -33,6 +34,8 @@ def application() -> typer.Typer:
     inspect.command("rejected")(inspect_rejected)
     nima = group(help="Language models as reproducible DVC stages.", pretty_exceptions_enable=False)
     nima.add_typer(inspect, name="inspect")
+    nima.command("compare")(compare)
+    nima.command("report")(report)
     return nima
 
 

@@ -1,0 +1,153 @@
+"""Charts as inline SVG: no script, no network, colours from the page's own style (classes s0 to s7)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 34, 44
+NUM_COLOURS = 8
+BAR_HEIGHT, BAR_GAP = 18, 6
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of (x, y). Lines without a legend entry share another line's colour."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    in_legend: bool = True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from data to pixels, and where its marks stand."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def place(self, value: float) -> float:
+        return round(self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first), 1)
+
+    def ticks(self) -> list[float]:
+        step = tick_step(self.high - self.low)
+        start = math.ceil(self.low / step - 1e-9)
+        return [number * step for number in range(start, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def tick_step(span: float) -> float:
+    """A round distance (1, 2 or 5 times a power of ten) that gives four to eight marks."""
+    raw = span / 6
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+
+
+def axis(values: Sequence[float], first: float, last: float) -> Axis:
+    low, high = min(values), max(values)
+    if high == low:
+        low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
+    return Axis(low, high, first, last)
+
+
+def line_chart(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, dots_only: bool = False
+) -> Markup:
+    """Curves over one another; an empty text if no line has a point."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return Markup("")
+    x = axis([point[0] for line in lines for point in line.points], LEFT, WIDTH - RIGHT)
+    y = axis([point[1] for line in lines for point in line.points], HEIGHT - BOTTOM, TOP)
+    parts = [frame(title, x_label, y_label, x, y)]
+    for line in lines:
+        parts.append(dots(line, x, y) if dots_only or len(line.points) < 30 else "")
+        parts.append("" if dots_only else path(line, x, y))
+    shown = [line for line in lines if line.in_legend]
+    return svg(title, HEIGHT + 18 * math.ceil(len(shown) / 2), [*parts, legend(shown)])
+
+
+def bar_chart(title: str, label: str, bars: Sequence[tuple[str, float, int]]) -> Markup:
+    """Horizontal bars from 0, each (name, value, colour) with its value; an empty text without bars."""
+    if not bars:
+        return Markup("")
+    left = 16 + 7 * min(34, max(len(name) for name, _, _ in bars))
+    longest = max(max(value for _, value, _ in bars), 1e-12)
+    parts = [f'<text class="title" x="8" y="18">{escape(title)}</text>']
+    top = TOP
+    for name, value, colour in bars:
+        length = max(0.0, round(value / longest * (WIDTH - left - 70), 1))
+        middle = top + BAR_HEIGHT - 5
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{middle}" text-anchor="end">{escape(name[:34])}</text>'
+            f'<rect class="s{colour % NUM_COLOURS}" x="{left}" y="{top}" width="{length}" '
+            f'height="{BAR_HEIGHT}" rx="2"/>'
+            f'<text class="tick" x="{left + length + 5}" y="{middle}">{figure(value)}</text>'
+        )
+        top += BAR_HEIGHT + BAR_GAP
+    parts.append(f'<text class="tick" x="{left}" y="{top + 14}">{escape(label)}</text>')
+    return svg(title, top + 22, parts)
+
+
+def svg(title: str, height: float, parts: Sequence[str]) -> Markup:
+    opening = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+    return Markup(opening + "".join(parts) + "</svg>")  # noqa: S704 - every text in it is escaped above
+
+
+def frame(title: str, x_label: str, y_label: str, x: Axis, y: Axis) -> str:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts = [f'<text class="title" x="8" y="18">{escape(title)}</text>']
+    for value in y.ticks():
+        at = y.place(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{right}" y2="{at}"/>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{figure(value)}</text>'
+        )
+    for value in x.ticks():
+        at = x.place(value)
+        parts.append(
+            f'<text class="tick" x="{at}" y="{bottom + 16}" text-anchor="middle">{figure(value)}</text>'
+        )
+    middle = (TOP + bottom) / 2
+    parts += [
+        f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>',
+        f'<text class="tick" x="{(LEFT + right) / 2}" y="{bottom + 34}" text-anchor="middle">'
+        f"{escape(x_label)}</text>",
+        f'<text class="tick" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>",
+    ]
+    return "".join(parts)
+
+
+def path(line: Line, x: Axis, y: Axis) -> str:
+    points = " ".join(f"{x.place(step)},{y.place(value)}" for step, value in line.points)
+    thin = "" if line.in_legend else " thin"
+    return f'<polyline class="s{line.colour % NUM_COLOURS}{thin}" points="{points}"/>'
+
+
+def dots(line: Line, x: Axis, y: Axis) -> str:
+    return "".join(
+        f'<circle class="s{line.colour % NUM_COLOURS}" cx="{x.place(step)}" cy="{y.place(value)}" r="2.5"/>'
+        for step, value in line.points
+    )
+
+
+def legend(lines: Sequence[Line]) -> str:
+    parts = []
+    for number, line in enumerate(lines):
+        left, top = LEFT + (number % 2) * 250, HEIGHT + 4 + 18 * (number // 2)
+        parts.append(
+            f'<rect class="s{line.colour % NUM_COLOURS}" x="{left}" y="{top - 9}" width="14" height="10"/>'
+            f'<text class="tick" x="{left + 20}" y="{top}">{escape(line.label[:34])}</text>'
+        )
+    return "".join(parts)
+
+
+def figure(value: float) -> str:
+    """A number short enough for an axis."""
+    return f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:.4g}"

@@ -1,0 +1,73 @@
+"""Commands on finished runs. Each imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HtmlFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to this file.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+
+
+def compare(
+    revisions: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ...", help="Commits, branches, tags, experiments, or workspace."),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this metric, such as test.loss; may be given again."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=2, help="First repeat each with seeds, as experiments, up to N runs each."
+        ),
+    ] = None,
+    md: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Markdown to this file.")] = None,
+    html: HtmlFile = None,
+    no_color: NoColor = False,
+) -> None:
+    """Runs beside the first: params that differ, metrics, curves, samples, and what exceeds the seed's noise.
+
+    Repeats that exist already are used. Less or more is better only where a metric's name says so.
+    """
+    import sys
+
+    from nima import comparison_views as views
+    from nima.comparison import Side, compared
+    from nima.repeats import known_repeats, missing_seeds, repeat
+    from nima.revisions import Revision, project_root
+    from nima.web_pages import write_text
+
+    root = project_root()
+    found = [Revision.find(root, name) for name in revisions]
+    if seeds is not None:
+        for revision in found:  # all are checked before the first costs time
+            missing_seeds(revision, seeds)
+        for revision in found:
+            repeat(revision, seeds, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    sides = [Side(revision, [revision, *known_repeats(revision).values()]) for revision in found]
+    result = compared(sides, metric or [])
+    views.show(result, colour=not no_color)
+    for option, path, text in (("--md", md, views.markdown), ("--html", html, views.page)):
+        if path is not None:
+            write_text(option, path, text(result))
+
+
+def report(
+    revisions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[REV ...]", help="Commits, branches, tags, experiments; else the workspace."),
+    ] = None,
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+) -> None:
+    """One page on a revision, for somebody who was not there; several are compared too."""
+    from nima.report import report_page
+    from nima.revisions import WORKSPACE, Revision, project_root
+    from nima.web_pages import write_text
+
+    root = project_root()
+    found = [Revision.find(root, name) for name in revisions or [WORKSPACE]]
+    write_text("--html", html, report_page(found))
+    print(f"{html}: {', '.join(revision.label for revision in found)}")  # noqa: T201
