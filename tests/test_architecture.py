@@ -50,6 +50,7 @@ LAYERS = (
     ("evaluation", "generation", "samples", "inspection"),
     ("training",),
     ("model_card", "recipe", "data_report", "stage", "provision"),
+    ("processes", "git", "dvc_command", "clean_clone"),
     (
         "revisions",
         "charts",
@@ -99,7 +100,7 @@ OWNERS = {
     "dvclive": {"nima.tracking"},
     "matplotlib": {"nima.pictures"},
     "rich": {"nima.progress", "nima.inspection.terminal", "nima.comparison_views"},
-    "psutil": {"nima.runtime"},
+    "psutil": {"nima.runtime", "nima.processes"},
     "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
     "vl_convert": {"nima.provision"},
 }
