@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nima import experiment_commands
 from nima.errors import UserError
 from nima.results_commands import compare, report
 
@@ -32,8 +33,13 @@ def application() -> typer.Typer:
     inspect = group(help="Look at the data.")
     inspect.command("data")(inspect_data)
     inspect.command("rejected")(inspect_rejected)
+    experiments = group(help="Run experiments: checked before they start, queued, waited for, kept.")
+    for command in (experiment_commands.run, experiment_commands.wait, experiment_commands.preflight):
+        experiments.command()(command)
     nima = group(help="Language models as reproducible DVC stages.", pretty_exceptions_enable=False)
     nima.add_typer(inspect, name="inspect")
+    nima.add_typer(experiments, name="exp")
+    nima.command("verify")(experiment_commands.verify)
     nima.command("compare")(compare)
     nima.command("report")(report)
     return nima

@@ -1,0 +1,125 @@
+"""Commands that run, check and repeat experiments. Each imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nima.errors import UserError
+
+Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, help="Experiments at a time.")]
+
+
+def preflight(
+    name: Annotated[str | None, typer.Option("-n", "--name", metavar="NAME", help="Is it free?")] = None,
+) -> None:
+    """What a queued or temporary experiment would not see or would lose, each with the way out.
+
+    Exits with 2 if something would be lost or the run could not begin, else with 0.
+    """
+    from nima.preflight import findings, shell_findings
+    from nima.revisions import project_root
+
+    found = findings(project_root(), apart=True, names=[name] if name else []) + shell_findings()
+    for finding in sorted(found, key=lambda finding: not finding.blocks):
+        print(f"{'stop' if finding.blocks else 'note'}: {finding.line}")  # noqa: T201
+    if any(finding.blocks for finding in found):
+        raise typer.Exit(UserError.exit_code)
+    print("ready: a queued or temporary experiment sees all that it needs")  # noqa: T201
+
+
+def run(
+    targets: Annotated[list[str] | None, typer.Argument(metavar="[STAGE ...]", help="Up to these.")] = None,
+    set_param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-S",
+            "--set-param",
+            metavar="KEY=VALUE",
+            help="A param's value; with --queue also KEY=choice(A,B)"
+            " or KEY=range(START,STOP,STEP), every combination of which is run.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("-n", "--name", metavar="NAME", help="Default: the model and what is changed."),
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("-m", "--message", metavar="TEXT", help="Message of its commit.")
+    ] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="In copies of the project, by workers.")] = False,
+    temp: Annotated[bool, typer.Option("--temp", help="In a copy of the project.")] = False,
+    jobs: Jobs = 1,
+) -> None:
+    """Run an experiment with `dvc exp run`, or with --queue a grid of them.
+
+    Wrong values and files that the run would not see stop it before it starts. A queue is waited for; Ctrl-C
+    leaves it running. Exits with 0 if all went well, with 1 if an experiment failed.
+    """
+    from nima.experiments import Request
+    from nima.experiments import run as run_experiments
+    from nima.revisions import project_root
+
+    if queue and temp:
+        raise UserError("--queue and --temp: choose one; what is queued runs in copies anyway")
+    if jobs > 1 and not queue:
+        raise UserError("--jobs: only with --queue")
+    place = "queue" if queue else "temp" if temp else "workspace"
+    request = Request(set_param or [], targets or [], name, message, place, jobs)
+    report(run_experiments(project_root(), request))
+
+
+def wait(jobs: Jobs = 1) -> None:
+    """Go on with the queue of experiments until it is empty, whoever filled it, and show what came out.
+
+    Dead workers are replaced; an experiment whose worker died is noted as failed.
+    """
+    from nima.experiments import wait as wait_for_queue
+    from nima.revisions import project_root
+
+    outcomes = wait_for_queue(project_root(), jobs)
+    if not outcomes:
+        print("nothing is queued or running")  # noqa: T201
+    else:
+        report(outcomes)
+
+
+def verify(
+    revision: Annotated[
+        str, typer.Argument(metavar="[REV]", help="Commit, branch, tag or experiment.")
+    ] = "HEAD",
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Only this stage.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the clean clone there to look at.")] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict to this file.")] = None,
+) -> None:
+    """Run a recorded experiment again in a clean clone, and state output by output what is equal.
+
+    Exits with 0 if all outputs are equal, with 1 if one differs, with 2 if that could not be found out.
+    """
+    import traceback
+
+    from nima.revisions import project_root
+    from nima.verification import as_json, markdown
+    from nima.verification import verify as verify_revision
+    from nima.web_pages import write_text
+
+    try:
+        verdict = verify_revision(project_root(), revision, stage, keep=keep)
+    except UserError:
+        raise
+    except Exception:  # Python would exit with 1, and that says "different" here
+        traceback.print_exc()
+        raise typer.Exit(UserError.exit_code) from None
+    print(markdown(verdict), end="")  # noqa: T201
+    if json is not None:
+        write_text("--json", json, as_json(verdict))
+    if not verdict.is_equal:
+        raise typer.Exit(1)
+
+
+def report(outcomes: list[Any]) -> None:
+    from nima.experiments import table
+
+    print(table(outcomes))  # noqa: T201
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
