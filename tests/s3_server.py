@@ -24,6 +24,8 @@ class S3Server:
     endpoint: str
     access_key: str = "tester"
     secret_key: str = "not-a-secret"
+    reader_key: str = "reader"
+    """Of somebody who may list and read, with the same secret."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,9 +59,11 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
     folder.mkdir(parents=True, exist_ok=True)
-    keys = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
-    who = {"name": "tester", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [who]}))
+    identities = [
+        identity(server.access_key, server.secret_key, "Admin", "Read", "Write", "List", "Tagging"),
+        identity(server.reader_key, server.secret_key, "Read", "List"),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-filer", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder / 's3.json'}"]
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false"]
@@ -77,6 +81,10 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         for port in ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
+
+
+def identity(key: str, secret: str, *actions: str) -> dict[str, Any]:
+    return {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
 
 def wait_until_ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:

@@ -50,7 +50,7 @@ LAYERS = (
     ("evaluation", "generation", "samples", "inspection"),
     ("training",),
     ("model_card", "recipe", "data_report", "stage", "provision"),
-    ("processes", "git", "dvc_command", "clean_clone"),
+    ("processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
     (
         "revisions",
         "charts",

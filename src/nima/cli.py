@@ -40,6 +40,9 @@ def application() -> typer.Typer:
     nima.add_typer(inspect, name="inspect")
     nima.add_typer(experiments, name="exp")
     nima.command("verify")(experiment_commands.verify)
+    remote = group(help="The place where data and models are kept.")
+    remote.command("check")(check_remote)
+    nima.add_typer(remote, name="remote")
     nima.command("compare")(compare)
     nima.command("report")(report)
     return nima
@@ -93,6 +96,16 @@ def inspect_rejected(
 
     found = rejections(source, reason, count)
     terminal.show_rejections(terminal.console(colour=not no_color), found)
+
+
+def check_remote(
+    write: Annotated[bool, typer.Option("--write", help="Also write a small object, and remove it.")] = False,
+) -> None:
+    """Ask DVC's default remote whether it is there and lets you in; what is wrong is one line."""
+    from nima.remotes import check
+    from nima.revisions import project_root
+
+    print(f"{check(project_root(), writing=write)}: answers")  # noqa: T201
 
 
 if __name__ == "__main__":
