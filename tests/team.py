@@ -32,6 +32,7 @@ stages:
 metrics: [metrics/timing.json]
 plots: [{plots/train/metrics/validation/loss.tsv: {x: step, y: loss}}]
 artifacts:
+  documents: {path: data/documents, type: dataset}
   model: {path: models/model, type: model}
 """
 TOY_PARAMS = """\

@@ -72,6 +72,7 @@ LAYERS = (
         "verification",
         "experiment_commands",
     ),
+    ("ci",),
     ("cli",),
 )
 # The one module that may import each heavy package.

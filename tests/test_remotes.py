@@ -23,8 +23,6 @@ from nima.errors import UserError
 pytestmark = pytest.mark.xdist_group("s3")
 pytest_plugins = ("team_fixtures",)
 AZURE_ACCOUNT = "DefaultEndpointsProtocol=http;AccountName=tester;AccountKey=a2V5;BlobEndpoint={}/tester"
-EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
-<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
 
 
 # ------------------------------------------------------------------------------------ there and back
@@ -227,17 +225,26 @@ def test_a_server_that_is_down(place: Path, remote: Settings) -> None:
     assert "AWS_ENDPOINT_URL" in told
 
 
-class Expired(BaseHTTPRequestHandler):
-    """What AWS answers to a token whose time is over."""
+class Refusal(BaseHTTPRequestHandler):
+    """An S3 server's answer to everything."""
+
+    status = 400
+    code = "ExpiredToken"
 
     def do_GET(self) -> None:
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(EXPIRED)))
+        body = f"<Error><Code>{self.code}</Code><Message>Something.</Message></Error>".encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(EXPIRED)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class Broken(Refusal):
+    status = 500
+    code = "InternalError"
 
 
 @contextmanager
@@ -256,9 +263,15 @@ def test_credentials_that_have_expired(
     place: Path, remote: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of yesterday")
-    with served(Expired) as url:
+    with served(Refusal) as url:
         remote(endpointurl=url)
         assert "the credentials have expired; sign in again, or set new keys" in problem(place)
+
+
+def test_a_server_with_an_error_of_its_own(place: Path, remote: Settings) -> None:
+    with served(Broken) as url:
+        remote(endpointurl=url)
+        assert "the server has an error of its own; is its disk full?" in problem(place)
 
 
 @pytest.mark.usefixtures("remote")

@@ -88,7 +88,7 @@ def tickets(team: Team) -> Project:
     return team.share(path)
 
 
-def test_versions_of_the_model_are_tags_that_others_get_it_by(team: Team) -> None:
+def test_versions_of_data_and_model_are_tags_that_others_get_them_by(team: Team) -> None:
     names = {ADDRESS: team.url}
     a = team.developer("a")
     a.set_params({"training": {"lr": 0.03}})
@@ -100,3 +100,4 @@ def test_versions_of_the_model_are_tags_that_others_get_it_by(team: Team) -> Non
     follow(reader, COMMANDS[5], names)
     for folder in ("model-1", "model-production", "newest-model"):
         assert reader.read(f"{folder}/weights") == a.read("models/model/weights")
+    assert reader.read("their-documents/all.txt") == a.read("data/documents/all.txt")

@@ -37,6 +37,7 @@ ADVICE = {
     "SignatureDoesNotMatch": "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "the credentials have expired; sign in again, or set new keys and AWS_SESSION_TOKEN",
     "RequestTimeTooSkewed": "the server refuses this machine's clock; set it right",
+    "InternalError": "the server has an error of its own; is its disk full? ask who runs it",
     "AccessDenied": NO_RIGHT,
     "AuthorizationFailure": NO_RIGHT,
     "AuthorizationPermissionMismatch": NO_RIGHT,
