@@ -26,6 +26,7 @@ LAYERS = (
         "signals",
         "parallel",
         "metrics",
+        "surroundings",
         "tensors",
         "targets",
         "columns",
@@ -62,6 +63,7 @@ LAYERS = (
         "results_commands",
     ),
     (
+        "committed",
         "unseen",
         "preflight",
         "overrides",
@@ -70,6 +72,7 @@ LAYERS = (
         "recorded_versions",
         "differences",
         "verification",
+        "experiment_archive",
         "experiment_commands",
     ),
     ("ci",),
@@ -113,7 +116,7 @@ OWNERS = {
     "dvclive": {"nima.tracking"},
     "matplotlib": {"nima.pictures"},
     "rich": {"nima.progress", "nima.inspection.terminal", "nima.comparison_views"},
-    "psutil": {"nima.runtime", "nima.processes"},
+    "psutil": {"nima.runtime", "nima.surroundings", "nima.processes"},
     "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
     "vl_convert": {"nima.provision"},
 }

@@ -64,7 +64,7 @@ def experiment_names(project: Project) -> list[str]:
 
 def test_a_run_gets_a_readable_name_a_message_and_a_row(project: Project) -> None:
     (outcome,) = run(project.path, request("training.lr=1e-5"))
-    assert re.fullmatch(r"gpt-tiny-lr1e-05-[0-9a-f]{4}", outcome.name)
+    assert re.fullmatch(r"gpt-tiny-technical-lr1e-05-[0-9a-f]{4}", outcome.name)
     assert experiment_names(project) == [outcome.name]
     assert "lr: 1e-05" in project.read("params.yaml")
     commit = experiments.commits(project.path)[outcome.name]
@@ -144,7 +144,7 @@ def test_a_key_that_the_schema_knows_needs_no_plus(project: Project) -> None:
 def test_what_was_edited_by_hand_is_in_the_name(project: Project) -> None:
     project.set_params({"training": {"keep": "last"}})
     (outcome,) = run(project.path, request(place="temp"))
-    assert outcome.name.startswith("gpt-tiny-keep-last-")
+    assert outcome.name.startswith("gpt-tiny-technical-keep-last-")
 
 
 def test_a_name_that_exists_or_that_git_refuses_stops_before_the_run(project: Project) -> None:

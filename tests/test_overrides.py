@@ -69,7 +69,7 @@ def test_a_mapping_can_be_given_whole(project: Project) -> None:
 
 def test_names_say_what_is_changed(project: Project) -> None:
     (found,) = combinations(project.path, ["training.lr=0.003", "training.keep=last"], grids=False)
-    assert readable_name(found, set()).rpartition("-")[0] == "gpt-tiny-lr0.003-keep-last"
+    assert readable_name(found, set()).rpartition("-")[0] == "gpt-tiny-technical-lr0.003-keep-last"
     many = [
         "split.seed=1",
         "training.lr=0.003",
@@ -78,9 +78,12 @@ def test_names_say_what_is_changed(project: Project) -> None:
         "training.beta1=0.8",
     ]
     (found,) = combinations(project.path, many, grids=False)
-    assert readable_name(found, set()).rpartition("-")[0] == "gpt-tiny-seed1-lr0.003-keep-last-and-2-more"
+    assert (
+        readable_name(found, set()).rpartition("-")[0]
+        == "gpt-tiny-technical-seed1-lr0.003-keep-last-and-2-more"
+    )
     (found,) = combinations(project.path, ["model.preset=gpt-small"], grids=False)
-    assert readable_name(found, set()).rpartition("-")[0] == "gpt-small"
+    assert readable_name(found, set()).rpartition("-")[0] == "gpt-small-technical"
 
 
 def test_names_are_not_given_twice(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +91,7 @@ def test_names_are_not_given_twice(project: Project, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("secrets.token_hex", lambda _: next(draws))
     found = Combination((), load(project.path / "params.yaml"), {})
     first = readable_name(found, set())
-    assert (first, readable_name(found, {first})) == ("gpt-tiny-0000", "gpt-tiny-1111")
+    assert (first, readable_name(found, {first})) == ("gpt-tiny-technical-0000", "gpt-tiny-technical-1111")
 
 
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()))

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,20 @@ def test_a_stage_that_ends_well_notes_its_clock_figures() -> None:
     timing = json.loads(Path("metrics/timing.json").read_text(encoding="utf-8"))["work"]
     assert timing.keys() == {"seconds", "peak_memory_bytes", "tokens_per_second"}
     assert timing["peak_memory_bytes"] > 10_000_000
+
+
+def test_a_stage_notes_with_what_it_ran_beside_the_other_stages() -> None:
+    Path("metrics").mkdir()
+    Path("metrics/environment.json").write_text('{"other": {"python": "3.11.0"}}', encoding="utf-8")
+    assert exit_code(lambda *_: None) == 0
+    first = Path("metrics/environment.json").read_text(encoding="utf-8")
+    found = json.loads(first)
+    assert found["other"] == {"python": "3.11.0"}
+    assert found["work"]["python"] == platform.python_version()
+    assert found["work"]["numpy"] == version("numpy")
+    assert found["work"].keys() >= {"torch", "cpu", "cores", "memory_bytes", "gpus", "device", "threads"}
+    assert exit_code(lambda *_: None) == 0
+    assert Path("metrics/environment.json").read_text(encoding="utf-8") == first, "no clock in it"
 
 
 def raises(error: BaseException) -> stage.Story:

@@ -17,7 +17,7 @@ from nima.verification import Verdict, as_json, markdown, verify
 
 # DRIFT stands for whatever makes another machine compute something else.
 TRAIN = """
-import hashlib, json, os, pathlib
+import json, os, pathlib
 import numpy as np
 import pyarrow as pa, pyarrow.parquet as pq
 from safetensors.numpy import save_file
@@ -37,16 +37,8 @@ rows = [{"word": word, "score": drift if word == "b" else 0.0} for word in words
 pq.write_table(pa.Table.from_pylist(rows), "rows.parquet")
 pathlib.Path("plots/loss.tsv").write_text(f"step\\tloss\\n1\\t3.0\\n2\\t{2.5 + drift}\\n")
 
-found = pathlib.Path("models/model/model.safetensors").read_bytes()
-record = {
-    "schema": 1,
-    "outputs": {"models/model/model.safetensors": f"{len(found)} {hashlib.sha256(found).hexdigest()}"},
-    "versions": {"python": "3.11.7", "torch": os.environ.get("TORCH", "2.13.0"), "rich": "1"},
-    "hardware": {"cpu": "A processor", "gpus": []},
-    "environment": {key: os.environ.get(key) for key in ("NIMA_THREADS", "NIMA_CACHE")},
-}
-pathlib.Path(".nima/records").mkdir(parents=True, exist_ok=True)
-pathlib.Path(".nima/records/run.json").write_text(json.dumps(record))
+facts = {"torch": os.environ.get("TORCH", "2.13.0"), "gpus": [], "threads": os.environ.get("NIMA_THREADS")}
+pathlib.Path("metrics/environment.json").write_text(json.dumps({"train": facts}))
 """
 PIPELINE = """
 stages:
@@ -281,19 +273,21 @@ def test_other_versions_and_settings_than_the_records_are_told(
     monkeypatch.delenv("NIMA_THREADS")
     verdict = run(project)
     assert [change.text for change in verdict.versions] == [
-        "torch: 2.13.0 recorded, 2.14.0 now",
-        "NIMA_THREADS: 1 recorded, 3 now",
+        "torch: 2.13.0 recorded, 2.14.0 now (train)",
+        "threads: 1 recorded, 3 now (train)",
     ]
-    assert "- torch: 2.13.0 recorded, 2.14.0 now\n" in markdown(verdict)
+    assert "- torch: 2.13.0 recorded, 2.14.0 now (train)\n" in markdown(verdict)
     assert json.loads(as_json(verdict))["versions"][0] == {
         "name": "torch",
         "recorded": "2.13.0",
         "now": "2.14.0",
+        "stages": ["train"],
     }
-    shutil.rmtree(project.path / ".nima")
+    project.run("git", "rm", "-q", "metrics/environment.json")
+    project.commit("Without versions")
     verdict = run(project)
     assert verdict.versions == []
-    assert verdict.notes[0].startswith("versions: this machine has no record of the run")
+    assert verdict.notes[0].startswith("metrics/environment.json: the commit has nothing on train, so ")
 
 
 def test_packages_are_taken_from_the_workspace_and_new_ones_stay_out_of_it(project: Project) -> None:

@@ -34,7 +34,7 @@ def application() -> typer.Typer:
     inspect.command("data")(inspect_data)
     inspect.command("rejected")(inspect_rejected)
     experiments = group(help="Run experiments: checked before they start, queued, waited for, kept.")
-    for command in (experiment_commands.run, experiment_commands.wait, experiment_commands.preflight):
+    for command in experiment_commands.EXP:
         experiments.command()(command)
     nima = group(help="Language models as reproducible DVC stages.", pretty_exceptions_enable=False)
     nima.add_typer(inspect, name="inspect")

@@ -42,7 +42,9 @@ def run(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("-n", "--name", metavar="NAME", help="Default: the model and what is changed."),
+        typer.Option(
+            "-n", "--name", metavar="NAME", help="Default: the model, the recipe and what is changed."
+        ),
     ] = None,
     message: Annotated[
         str | None, typer.Option("-m", "--message", metavar="TEXT", help="Message of its commit.")
@@ -84,6 +86,47 @@ def wait(jobs: Jobs = 1) -> None:
         report(outcomes)
 
 
+def keep(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name.")],
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Default: the experiment's name.")] = None,
+) -> None:
+    """Keep an experiment: a Git tag on its commit, with the params and figures in the message.
+
+    DVC's own references are not cloned, and `dvc exp remove` drops them; a tag is neither lost nor hidden.
+    """
+    from nima.experiment_archive import keep as keep_experiment
+    from nima.revisions import project_root
+
+    found = keep_experiment(project_root(), experiment, tag)
+    print(f"kept as {found}; to share it: git push origin {found}, and dvc push --all-tags for its data")  # noqa: T201
+
+
+def record(
+    revision: Annotated[
+        str, typer.Argument(metavar="[REV]", help="Commit, branch, tag or experiment.")
+    ] = "HEAD",
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write it to this file instead.")
+    ] = None,
+) -> None:
+    """The plain record of a run as JSON: params, hashes, metrics, times, versions, hardware.
+
+    It is read from the commit by Git alone: neither DVC's cache nor its references are needed.
+    """
+    import json
+
+    from nima.experiment_archive import record as record_of
+    from nima.revisions import project_root
+    from nima.web_pages import write_text
+
+    found = record_of(project_root(), revision)
+    text = json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
+    if file is None:
+        print(text, end="")  # noqa: T201
+    else:
+        write_text("--json", file, text)
+
+
 def verify(
     revision: Annotated[
         str, typer.Argument(metavar="[REV]", help="Commit, branch, tag or experiment.")
@@ -123,3 +166,7 @@ def report(outcomes: list[Any]) -> None:
     print(table(outcomes))  # noqa: T201
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+EXP = (run, wait, preflight, record, keep)
+"""The commands of the group `nima exp`."""

@@ -3,17 +3,17 @@
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nima import git, params_file, preflight
+from nima import git, preflight
+from nima.committed import json_at, yaml_at
 from nima.dvc_command import dvc, environment, reason
-from nima.errors import Interrupted, ParamsError, UserError
+from nima.errors import Interrupted, UserError
 from nima.experiment_queue import Queue, Task, finish
-from nima.overrides import Combination, combinations, differences, params_at, readable_name
+from nima.overrides import PARAMS, Combination, combinations, differences, readable_name
 from nima.revisions import experiment_refs, flat, is_number
 
 # Shown where an experiment has them: the metrics file of a stage, and the key in it.
@@ -138,7 +138,7 @@ def tell_failure(queue: Queue, task: Task) -> None:
 
 def changes_of(root: Path, task: Task) -> dict[str, Any]:
     """Params of a queued experiment that differ from those of the commit under it."""
-    before, after = params_at(root, f"{task.revision}^"), params_at(root, task.revision)
+    before, after = (yaml_at(root, commit, PARAMS) for commit in (f"{task.revision}^", task.revision))
     return differences(dict(flat(before)), dict(flat(after)), [])
 
 
@@ -161,7 +161,7 @@ def main_metrics(root: Path, commit: str) -> dict[str, float]:
     current = current_outputs(root, commit)
     for path, key in MAIN_METRICS:
         if path in current:
-            metrics = dict(flat(json.loads(git.text_at(root, commit, path) or "{}")))
+            metrics = dict(flat(json_at(root, commit, path)))
             if is_number(metrics.get(key)):
                 found[key] = metrics[key]
     return found
@@ -169,23 +169,13 @@ def main_metrics(root: Path, commit: str) -> dict[str, float]:
 
 def current_outputs(root: Path, commit: str) -> set[str]:
     """Outputs of the stages that ran on what dvc.lock has for their dependencies."""
-    stages = lock_at(root, commit).get("stages") or {}
+    stages = yaml_at(root, commit, "dvc.lock").get("stages") or {}
     made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs") or []}
     current: set[str] = set()
     for stage in stages.values():
         if all(made.get(dep["path"], dep.get("md5")) == dep.get("md5") for dep in stage.get("deps") or []):
             current |= {out["path"] for out in stage.get("outs") or []}
     return current
-
-
-def lock_at(root: Path, commit: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="nima-lock-") as folder:
-        path = Path(folder, "dvc.lock")
-        path.write_text(git.text_at(root, commit, path.name) or "{}", encoding="utf-8")
-        try:
-            return dict(params_file.plain(params_file.parse(path)))
-        except ParamsError:
-            return {}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

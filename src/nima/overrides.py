@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima import git, params_file
+from nima import params_file
+from nima.committed import yaml_at
 from nima.errors import ParamsError, UserError
 from nima.params import Params, nearest
 from nima.revisions import flat
@@ -39,7 +40,7 @@ def combinations(root: Path, settings: Sequence[str], *, grids: bool) -> list[Co
     """
     params_file.load(root / PARAMS)  # what is wrong with the file itself is told with its lines
     tree = params_file.plain(params_file.parse(root / PARAMS))
-    committed = dict(flat(params_at(root, "HEAD")))
+    committed = dict(flat(yaml_at(root, "HEAD", PARAMS)))
     found, problems = [], []
     with tempfile.TemporaryDirectory(prefix="nima-params-") as folder:
         for overrides in spelt_out([with_sign(text, tree) for text in settings], grids=grids):
@@ -133,20 +134,6 @@ def without_place(problem: str) -> str:
 # ------------------------------------------------------------------------------------- differences
 
 
-def params_at(root: Path, commit: str) -> Any:
-    """The params.yaml of a commit; empty if it has none that can be read."""
-    text = git.text_at(root, commit, PARAMS)
-    if text is None:
-        return {}
-    with tempfile.TemporaryDirectory(prefix="nima-params-") as folder:
-        path = Path(folder, PARAMS)
-        path.write_text(text, encoding="utf-8")
-        try:
-            return params_file.plain(params_file.parse(path))
-        except ParamsError:
-            return {}
-
-
 def differences(before: dict[str, Any], after: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """What is overridden, then where else `after` is not `before`."""
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
@@ -160,10 +147,12 @@ def differences(before: dict[str, Any], after: dict[str, Any], overrides: Iterab
 
 
 def readable_name(combination: Combination, taken: set[str]) -> str:
-    """{preset}-{what is changed}-{four digits}, not among `taken`; Git takes it as part of a reference."""
-    labels = [label(key, value) for key, value in combination.changed.items() if key != "model.preset"]
+    """{preset}-{recipe}-{what is changed}-{four digits}, not among `taken`; Git takes it in a reference."""
+    named = (combination.params.model.preset, combination.params.run.recipe)
+    keys = [key for key in combination.changed if key not in ("model.preset", "run.recipe")]
+    labels = [label(key, combination.changed[key]) for key in keys]
     more = [f"and-{len(labels) - MAX_LABELS}-more"] if len(labels) > MAX_LABELS else []
-    stem = "-".join([combination.params.model.preset, *labels[:MAX_LABELS], *more])
+    stem = "-".join([*filter(None, named), *labels[:MAX_LABELS], *more])
     while True:
         name = f"{stem}-{secrets.token_hex(2)}"
         if name not in taken:

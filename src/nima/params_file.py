@@ -40,6 +40,11 @@ def parse(path: Path) -> Any:
         raise ParamsError([f"{path}:{line}: not UTF-8 at byte {error.start}"]) from None
     except OSError as error:
         raise ParamsError([f"{path}: cannot be read: {error.strerror}"]) from None
+    return parse_text(text, path)
+
+
+def parse_text(text: str, path: Path) -> Any:
+    """`path` is what errors call it."""
     try:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:

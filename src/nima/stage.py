@@ -15,6 +15,7 @@ from nima.metrics import write_timing
 from nima.params import Params
 from nima.runtime import Runtime
 from nima.signals import die_with_dvc
+from nima.surroundings import write_environment
 
 PARAMS = Path("params.yaml")
 # What the user's machine refuses: a disk that is full or read-only, a folder that is someone else's.
@@ -62,4 +63,5 @@ def tell_time(name: str, story: Story) -> None:
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
     write_timing(name, {"seconds": seconds, "peak_memory_bytes": peak_bytes} | figures)
+    write_environment(name, runtime)
     print(f"{name}: done in {seconds:.1f} s, at most {peak_bytes / 1e6:.0f} MB; see metrics/{name}.json")  # noqa: T201

@@ -73,7 +73,7 @@ def verify(root: Path, revision: str, stage: str | None, *, keep: bool) -> Verdi
         outputs = [
             output for name in stages for output in compared(clone, name, before, after, folder, commit)
         ]
-        versions, notes = version_changes(root, clone, before)
+        versions, notes = version_changes(clone, commit, stages)
         inputs = changed_inputs(before, after, stages)
         return Verdict(revision, commit, stages, outputs, inputs, versions, notes + dirt(root, commit))
 

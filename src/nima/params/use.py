@@ -52,8 +52,12 @@ class GenerateParams(Section):
 
 
 class RunParams(Section):
-    """How often progress is saved and printed. No stage tracks these keys: they change no result."""
+    """What the recipe is called, how often progress is saved and printed.
 
+    No stage tracks these keys: they change no result.
+    """
+
+    recipe: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
     save_every_steps: PositiveInt | None = None
     save_every_seconds: PositiveFloat | None = 30.0
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
