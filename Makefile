@@ -43,6 +43,7 @@ bench: $(READY) ## measure the pipeline and its parts, side by side with their p
 	python -m benchmarks.near_duplicates
 	python -m benchmarks.tokenizers
 	OMP_NUM_THREADS=1 python -m benchmarks.batches
+	python -m benchmarks.queue
 
 constraints: ## resolve newest versions anew into constraints.txt, in an environment of its own
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints

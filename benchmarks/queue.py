@@ -22,7 +22,7 @@ from nima.experiments import Outcome, Request, commits, run
 ROOT = Path(__file__).parent.parent
 NUM_EXPERIMENTS = 20
 NUM_WORKERS = 2
-SLEEP_SECONDS = 5
+SLEEP_SECONDS = 2
 KILL_AFTER = 5
 STAGE = f"""
 import json, pathlib, re, time

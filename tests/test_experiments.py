@@ -179,7 +179,8 @@ def kill_both_workers(project: Project, killed: list[int]) -> None:
 def test_killed_workers_cost_at_most_their_own_experiment(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NAP", "4")
+    monkeypatch.setenv("NAP", "3")
+    monkeypatch.setattr("nima.experiment_queue.START_SECONDS", 8.0)
     killed: list[int] = []
     killer = threading.Thread(target=kill_both_workers, args=(project, killed))
     killer.start()
@@ -191,7 +192,7 @@ def test_killed_workers_cost_at_most_their_own_experiment(
     assert len(failed) == 2, "the one that was killed with its worker, and the one that fails by itself"
     assert failed[1] == "grid-5"
     printed = capsys.readouterr().err
-    assert f"{failed[0]} failed: it was killed, with its worker; the end of what it printed:\n" in printed
+    assert f"{failed[0]} failed: it was killed, with its worker; the end of what it printed (all: " in printed
     assert "grid-5 failed: exit code 255; " in printed
     assert "0.5 is too much" in printed
 

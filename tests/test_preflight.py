@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,11 @@ def test_data_that_dvc_tracks_is_there_but_its_dvc_file_must_be_tracked(project:
     ]
     project.run("git", "add", "data")
     assert blocking(project) == []
+    write(project, "data/large.txt", "Changed, and not added again.\n")
+    assert blocking(project) == []
+    listing = project.read("dvc.yaml").replace("python train.py", "cat data/large.txt && python train.py")
+    write(project, "dvc.yaml", listing)
+    assert "Changed, and not added" in project.dvc("exp", "run", "--temp").stdout, "DVC takes it along"
 
 
 def test_settings_that_git_ignores_are_named(project: Project) -> None:
@@ -256,6 +262,25 @@ def test_a_lock_of_a_living_dvc_stops_a_run_in_the_workspace(project: Project) -
         assert "is busy" in project.dvc("exp", "run", "-S", "training.lr=0.03", check=False).stderr
     finally:
         living.communicate()
+
+
+def test_of_two_repros_at_once_the_second_names_the_first_and_both_are_safe(project: Project) -> None:
+    project.env["NAP"] = "4"
+    first = project.start("dvc", "repro", "--force")
+    assert first.stdout is not None
+    next(line for line in first.stdout if line.startswith("learning at"))
+    (line,) = blocking(project, apart=False)
+    assert re.fullmatch(
+        rf"`dvc repro --force` \(process {first.pid}\) works in this workspace: wait .*", line
+    )
+    second = project.dvc("repro", "--force", check=False)
+    assert second.returncode != 0
+    assert "is busy, it is being blocked by" in second.stderr
+    assert f"(PID {first.pid}): " in second.stderr
+    assert first.wait() == 0
+    first.stdout.close()
+    assert findings(project.path, apart=False) == []
+    assert project.dvc("status", "-q").returncode == 0
 
 
 def test_a_lock_of_a_zombie_or_of_a_strangers_number_must_be_removed(project: Project) -> None:

@@ -130,10 +130,11 @@ def tell_change(task: Task) -> None:
 
 
 def tell_failure(queue: Queue, task: Task) -> None:
-    tell(f"\n{task.name} failed: {queue.reason(task)}; the end of what it printed:")
-    for line in queue.log(task):
+    lines = queue.log(task)
+    more = f"; the end of what it printed (all: dvc queue logs {task.name}):" if lines else ""
+    tell(f"\n{task.name} failed: {queue.reason(task)}{more}")
+    for line in lines:
         tell(f"    {line}")
-    tell("    Whole: dvc queue logs " + task.name)
 
 
 def changes_of(root: Path, task: Task) -> dict[str, Any]:
