@@ -58,8 +58,14 @@ LAYERS = (
         "web_pages",
         "comparison",
         "comparison_views",
+        "shared_clone",
         "repeats",
         "report",
+        "search_space",
+        "study",
+        "tuning",
+        "study_charts",
+        "study_page",
         "results_commands",
     ),
     (
@@ -112,6 +118,7 @@ OWNERS = {
     },
     "typer": {"nima.cli", "nima.results_commands", "nima.experiment_commands"},
     "scipy": {"nima.comparison"},
+    "optuna": {"nima.study"},
     "safetensors": {"nima.tensors"},
     "dvclive": {"nima.tracking"},
     "matplotlib": {"nima.pictures"},
@@ -268,7 +275,7 @@ def test_params_of_a_stage_are_sections_of_the_schema() -> None:
     from nima.params import Params
 
     used = {section for stage in pipeline()["stages"].values() for section in stage.get("params", [])}
-    assert used == set(Params.model_fields) - {"run"}
+    assert used == set(Params.model_fields) - {"run", "tune"}
 
 
 @pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "stages").glob("*.py"))], ids=str)

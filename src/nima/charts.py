@@ -21,6 +21,10 @@ class Line:
     points: Sequence[tuple[float, float]]
     colour: int = 0
     in_legend: bool = True
+    notes: Sequence[str] = ()
+    """What a pointer over each point shows."""
+    is_dots: bool = False
+    """Points alone, not joined."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,33 @@ class Axis:
     high: float
     first: float
     last: float
+    is_log: bool = False
+    names: Sequence[str] = ()
+    """Of the values 0, 1, 2 ..., where they are no numbers."""
 
     def place(self, value: float) -> float:
-        return round(self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first), 1)
+        low, high = self.low, self.high
+        if self.is_log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return round(self.first + (value - low) / (high - low) * (self.last - self.first), 1)
+
+    def marks(self) -> list[tuple[float, str]]:
+        """Values and what is written there."""
+        if self.names:
+            return [(float(place), name[:14]) for place, name in enumerate(self.names)]
+        return [(value, figure(value)) for value in (self.powers() if self.is_log else self.ticks())]
 
     def ticks(self) -> list[float]:
         step = tick_step(self.high - self.low)
         start = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(start, math.floor(self.high / step + 1e-9) + 1)]
+
+    def powers(self) -> list[float]:
+        """1, 2 and 5 times powers of ten; plain ticks where these are too few."""
+        span = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        found = [factor * 10.0**power for power in span for factor in (1, 2, 5)]
+        inside = [value for value in found if self.low <= value <= self.high]
+        return inside if len(inside) > 1 else self.ticks()
 
 
 def tick_step(span: float) -> float:
@@ -48,26 +71,40 @@ def tick_step(span: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
 
 
-def axis(values: Sequence[float], first: float, last: float) -> Axis:
+def axis(
+    values: Sequence[float], first: float, last: float, *, is_log: bool = False, names: Sequence[str] = ()
+) -> Axis:
+    if names:
+        return Axis(-0.5, len(names) - 0.5, first, last, names=names)
     low, high = min(values), max(values)
     if high == low:
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
-    return Axis(low, high, first, last)
+    return Axis(low, high, first, last, is_log)
 
 
 def line_chart(
-    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, dots_only: bool = False
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    is_log: bool = False,
+    names: Sequence[str] = (),
 ) -> Markup:
-    """Curves over one another; an empty text if no line has a point."""
+    """Curves over one another; an empty text if no line has a point.
+
+    `is_log`: along x. `names`: what x = 0, 1, 2 ... stand for.
+    """
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
-    x = axis([point[0] for line in lines for point in line.points], LEFT, WIDTH - RIGHT)
+    places = [point[0] for line in lines for point in line.points]
+    x = axis(places, LEFT, WIDTH - RIGHT, is_log=is_log, names=names)
     y = axis([point[1] for line in lines for point in line.points], HEIGHT - BOTTOM, TOP)
     parts = [frame(title, x_label, y_label, x, y)]
     for line in lines:
-        parts.append(dots(line, x, y) if dots_only or len(line.points) < 30 else "")
-        parts.append("" if dots_only else path(line, x, y))
+        parts.append("" if line.is_dots else path(line, x, y))
+        parts.append(dots(line, x, y) if line.is_dots or len(line.points) < 30 else "")
     shown = [line for line in lines if line.in_legend]
     return svg(title, HEIGHT + 18 * math.ceil(len(shown) / 2), [*parts, legend(shown)])
 
@@ -102,16 +139,16 @@ def svg(title: str, height: float, parts: Sequence[str]) -> Markup:
 def frame(title: str, x_label: str, y_label: str, x: Axis, y: Axis) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = [f'<text class="title" x="8" y="18">{escape(title)}</text>']
-    for value in y.ticks():
+    for value, text in y.marks():
         at = y.place(value)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{right}" y2="{at}"/>')
         parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{figure(value)}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{escape(text)}</text>'
         )
-    for value in x.ticks():
+    for value, text in x.marks():
         at = x.place(value)
         parts.append(
-            f'<text class="tick" x="{at}" y="{bottom + 16}" text-anchor="middle">{figure(value)}</text>'
+            f'<text class="tick" x="{at}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>'
         )
     middle = (TOP + bottom) / 2
     parts += [
@@ -131,9 +168,13 @@ def path(line: Line, x: Axis, y: Axis) -> str:
 
 
 def dots(line: Line, x: Axis, y: Axis) -> str:
+    radius = 4 if line.is_dots else 2.5
+    notes = line.notes or [f"{line.label}: {figure(value)} at {figure(step)}" for step, value in line.points]
+    colour = line.colour % NUM_COLOURS
     return "".join(
-        f'<circle class="s{line.colour % NUM_COLOURS}" cx="{x.place(step)}" cy="{y.place(value)}" r="2.5"/>'
-        for step, value in line.points
+        f'<circle class="s{colour}" cx="{x.place(step)}" cy="{y.place(value)}" r="{radius}">'
+        f"<title>{escape(note)}</title></circle>"
+        for (step, value), note in zip(line.points, notes, strict=True)
     )
 
 

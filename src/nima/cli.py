@@ -10,7 +10,7 @@ import typer
 
 from nima import experiment_commands
 from nima.errors import UserError
-from nima.results_commands import compare, report
+from nima.results_commands import compare, report, tune
 
 Source = Annotated[str | None, typer.Option(metavar="NAME", help="Only of this source.")]
 
@@ -45,6 +45,7 @@ def application() -> typer.Typer:
     nima.add_typer(remote, name="remote")
     nima.command("compare")(compare)
     nima.command("report")(report)
+    nima.command("tune")(tune)
     return nima
 
 

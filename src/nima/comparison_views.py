@@ -65,13 +65,7 @@ def sample_rows(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
 
 
 def show(comparison: Comparison, *, colour: bool = True) -> None:
-    import sys
-
-    from rich.console import Console
-
-    # What is piped into a file or a program keeps its lines whole.
-    width = None if sys.stdout.isatty() else 400
-    out = Console(highlight=False, no_color=None if colour else True, width=width)
+    out = terminal_console(colour=colour)
     heads, rows = param_table(comparison)
     out.print(terminal_table("Params that differ", heads, rows) if rows else "Params: none differ")
     heads, rows = metric_table(comparison)
@@ -85,6 +79,16 @@ def show(comparison: Comparison, *, colour: bool = True) -> None:
         out.print(f"{len(samples)} samples in all: --md and --html show them, and the curves.", markup=False)
     for line in [comparison.note, *comparison.absent()]:
         out.print(line, markup=False, soft_wrap=True)
+
+
+def terminal_console(*, colour: bool = True) -> Any:
+    import sys
+
+    from rich.console import Console
+
+    # What is piped into a file or a program keeps its lines whole.
+    width = None if sys.stdout.isatty() else 400
+    return Console(highlight=False, no_color=None if colour else True, width=width)
 
 
 def terminal_table(title: str, heads: list[str], rows: list[list[str]]) -> Any:

@@ -22,7 +22,11 @@ PIPELINE = Path("dvc.yaml")
 
 def load(path: Path) -> Params:
     """Read and check a params file. Raises `ParamsError` with every problem found, one per line."""
-    tree = parse(path)
+    return checked(parse(path), path)
+
+
+def checked(tree: Any, path: Path) -> Params:
+    """What `parse` read from `path`, perhaps changed since."""
     try:
         return Params.model_validate(plain(tree))
     except ValidationError as error:
@@ -81,10 +85,14 @@ def describe(problem: ErrorDetails, tree: Any, path: Path) -> list[str]:
     location = problem["loc"]
     if problem["type"] == "cross_field":
         return [
-            place(location + tuple(key.split(".") if key else ()), tree, path) + message
+            place(location + parts_of(key), tree, path) + message
             for key, message in problem["ctx"]["problems"]
         ]
     return [place(location, tree, path) + what_is_wrong(problem)]
+
+
+def parts_of(key: str | tuple[str, ...]) -> tuple[str, ...]:
+    return key if isinstance(key, tuple) else tuple(key.split(".") if key else ())
 
 
 def place(location: tuple[int | str, ...], tree: Any, path: Path) -> str:
@@ -134,7 +142,7 @@ def known_keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` may have."""
     section: Any = Params
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in section.model_fields:  # else a name that the user chose
             section = section.model_fields[part].annotation
         section = next((kind for kind in [section, *_arguments(section)] if _is_section(kind)), section)
     return list(section.model_fields) if _is_section(section) else []

@@ -1,5 +1,7 @@
 """Other processes of this machine: whether they live, and what they are."""
 
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,3 +38,17 @@ def is_in_use(folder: Path) -> bool:
         if place is not None and Path(place).is_relative_to(folder):
             return True
     return False
+
+
+def descendants(process: int, words: Collection[str]) -> list[int]:
+    """The living processes below one that have one of these words, whole, on their command line."""
+    try:
+        below = psutil.Process(process).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    found = []
+    for child in below:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if not set(words).isdisjoint(child.cmdline()):
+                found.append(child.pid)
+    return found

@@ -4,21 +4,14 @@ An experiment COMMIT-seed-N on top of the commit it repeats holds the result, so
 shown by `dvc exp list -A` and can be pushed. The clone is in .nima/repeats; an interrupted one is continued.
 """
 
-import fcntl
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable
 
 from nima import runtime
 from nima.errors import UserError
-from nima.outputs import writing_to
-from nima.revisions import SHORT, Revision, experiment_refs, git
-from nima.scratch import locked
+from nima.revisions import SHORT, Revision, experiment_refs
+from nima.shared_clone import reason_of, shared_clone
+from nima.signals import StopRequest
 
 SEED = "training.seed"
 
@@ -59,88 +52,12 @@ def repeat(revision: Revision, num_seeds: int, tell: Callable[[str], None]) -> N
     """Run what is missing so that the revision has runs with `num_seeds` seeds, its own one included."""
     if not (seeds := missing_seeds(revision, num_seeds)):
         return
-    if git(revision.root, "rev-parse", "--is-shallow-repository").strip() == "true":
-        raise UserError("--seeds: this clone is shallow, its commits can't be cloned: git fetch --unshallow")
     folder = runtime.load(revision.root).scratch / "repeats" / revision.commit[:12]
-    with alone_in(folder) as lock:
-        clone = folder / "project"
-        prepare_clone(revision, clone)
+    log = folder / "log"
+    with shared_clone(revision.root, revision.commit, folder) as clone, StopRequest() as stop:
         for number, seed in enumerate(seeds, start=1):
-            tell(f"{revision.label}: run {number} of {len(seeds)}, {SEED} {seed} (log: {folder / 'log'})")
-            run_with_seed(revision, clone, seed, folder / "log", lock)
+            tell(f"{revision.label}: run {number} of {len(seeds)}, {SEED} {seed} (log: {log})")
+            if not clone.run(repeat_name(revision, seed), [f"{SEED}={seed}"], log, stop):
+                what = f"{revision.name} with {SEED} {seed}"
+                raise UserError(f"{what}: dvc exp run failed: {reason_of(log)}; all of it: {log}")
         shutil.rmtree(folder)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[IO[str]]:
-    """Gives the lock that tells of a working DVC: it inherits the lock, and may outlive this process."""
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as holder, (folder / "dvc.lock").open("w", encoding="utf-8") as lock:
-        if holder is not None:
-            raise UserError(f"{folder}: process {holder} repeats this revision already; wait for its end")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = "a dvc exp run still works here, though what started it is gone; wait for its end"
-            raise UserError(f"{folder}: {message}") from None
-        yield lock
-
-
-def prepare_clone(revision: Revision, clone: Path) -> None:
-    """The revision's files in a repository of its own, with the same DVC cache and runtime settings."""
-    if not (clone / ".git").exists():
-        git(revision.root, "clone", "--quiet", "--shared", "--no-checkout", str(revision.root), str(clone))
-    git(clone, "reset", "--quiet", "--hard", revision.commit)
-    cache = runtime.dvc_cache_of(revision.root).resolve()
-    with writing_to(clone):
-        (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
-        if (revision.root / ".env").exists() and not (clone / ".env").exists():
-            (clone / ".env").symlink_to(revision.root / ".env")
-
-
-def run_with_seed(revision: Revision, clone: Path, seed: int, log: Path, lock: IO[str]) -> None:
-    git(clone, "reset", "--quiet", "--hard", revision.commit)
-    name = repeat_name(revision, seed)
-    command = ["exp", "run", "--force", "--name", name, "--set-param", f"{SEED}={seed}"]
-    with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *command],
-            cwd=clone,
-            env=environment(revision),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-            pass_fds=[lock.fileno()],
-        )
-    if done.returncode:
-        lines = [
-            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        raise UserError(
-            f"{revision.name} with {SEED} {seed}: dvc exp run failed: {last_reason(lines)}; all of it: {log}"
-        )
-    ref = f"{baseline(revision)}/{name}"
-    git(revision.root, "fetch", "--quiet", "--no-write-fetch-head", str(clone), f"+{ref}:{ref}")
-
-
-def last_reason(lines: list[str]) -> str:
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["no reason given"])[-1].removeprefix("ERROR: ")
-
-
-def environment(revision: Revision) -> dict[str, str]:
-    """This process's, with its own Python first and the packages that are here already."""
-    settings = {
-        key: value for key, value in os.environ.items() if not key.startswith(("DVC_EXP", "DVC_ROOT"))
-    }
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    identity: dict[str, str] = {}
-    for key, name in (("user.name", "NAME"), ("user.email", "EMAIL")):
-        try:
-            value = git(revision.root, "config", key).strip()
-        except UserError:
-            continue
-        identity |= {f"GIT_AUTHOR_{name}": value, f"GIT_COMMITTER_{name}": value}
-    packages = str(runtime.load(revision.root).packages)
-    return identity | settings | {"PATH": programs, "NIMA_CACHE": packages}

@@ -71,3 +71,33 @@ def report(
     found = [Revision.find(root, name) for name in revisions or [WORKSPACE]]
     write_text("--html", html, report_page(found))
     print(f"{html}: {', '.join(revision.label for revision in found)}")  # noqa: T201
+
+
+def tune(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Of the study; its trials are NAME-trial-N.")
+    ] = "tune",
+    trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Finished trials in all; else tune.trials of params.yaml."),
+    ] = None,
+    html: HtmlFile = None,
+) -> None:
+    """Search for better params, as the section tune of params.yaml says; every trial is an experiment.
+
+    Run it again to continue: trials are kept, an interrupted one goes on. The page is new after each trial.
+    """
+    import sys
+
+    from nima.revisions import project_root
+    from nima.study_page import page, show
+    from nima.tuning import study_folder
+    from nima.tuning import tune as search
+    from nima.web_pages import write_text
+
+    root = project_root()
+    path = html or study_folder(root, name) / "study.html"
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731, T201
+    study = search(root, name, trials, tell, lambda study: write_text("--html", path, page(study)))
+    show(study)
+    print(f"{path}: the study's page")  # noqa: T201

@@ -25,11 +25,13 @@ from nima.params.model import ModelParams
 from nima.params.section import Section, nearest, refuse
 from nima.params.sources import FieldsParams, HubParams, PackageParams, QdrantParams, SourceParams
 from nima.params.training import EarlyStoppingParams, TrainingParams, mixture_problems
+from nima.params.tune import DimensionParams, PruningParams, TuneParams, field_kinds, is_whole, space_problems
 from nima.params.use import EvaluateParams, GenerateParams, RunParams, StrategyParams
 
 __all__ = [
     "BoilerplateParams",
     "CleaningParams",
+    "DimensionParams",
     "DuplicatesParams",
     "EarlyStoppingParams",
     "EvaluateParams",
@@ -45,6 +47,7 @@ __all__ = [
     "Params",
     "PrepareParams",
     "PrivacyParams",
+    "PruningParams",
     "QdrantParams",
     "QualityParams",
     "RatiosParams",
@@ -56,6 +59,9 @@ __all__ = [
     "StrategyParams",
     "TokenizeParams",
     "TrainingParams",
+    "TuneParams",
+    "field_kinds",
+    "is_whole",
     "nearest",
 ]
 
@@ -69,11 +75,13 @@ class Params(Section):
     evaluate: EvaluateParams
     generate: GenerateParams
     run: RunParams = RunParams()
+    tune: TuneParams | None = None
 
     @model_validator(mode="after")
     def sections_agree(self) -> Self:
         context = self.model.shape()["context_tokens"]
-        problems = unknown_sources(self.prepare, self.split)
+        problems: list[tuple[str | tuple[str, ...], str]] = [*unknown_sources(self.prepare, self.split)]
+        problems += space_problems(self.tune, type(self))
         problems += mixture_problems(self.training, [source.name for source in self.prepare.sources])
         for key, tokens in (
             ("training.block_tokens", self.training.block_tokens),

@@ -1,6 +1,7 @@
 """What all sections of params.yaml share: strictness, number types, and how they refuse."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,8 +22,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def refuse(problems: list[tuple[str, str]]) -> None:
-    """Report what is wrong with a section as a whole, if anything: pairs of key ("" for all) and message."""
+def refuse(problems: Sequence[tuple[str | tuple[str, ...], str]]) -> None:
+    """Report what is wrong with a section as a whole, if anything: pairs of key and message.
+
+    A key is dotted ("" for all of the section), or a tuple where a part has dots in it.
+    """
     if problems:
         raise PydanticCustomError("cross_field", "does not agree with itself", {"problems": problems})
 
