@@ -60,6 +60,7 @@ LAYERS = (
         "comparison_views",
         "shared_clone",
         "repeats",
+        "description",
         "report",
         "search_space",
         "study",

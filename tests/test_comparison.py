@@ -3,12 +3,15 @@
 import os
 import random
 import re
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 from pages_in_chromium import opened
 
 from nima import comparison_views as views
@@ -194,6 +197,9 @@ def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     assert repeated.params["training.max_steps"] == 8
     assert repeated.metrics["evaluate.test.loss"] != short.metrics["evaluate.test.loss"]
     assert repeated.absent == []
+    for stage in ("prepare", "tokenize", "split"):
+        assert repeated.timing[stage] == short.timing[stage], "data stages are not run again"
+    assert repeated.timing["train"] != short.timing["train"]
     assert repeated.name in there.dvc("exp", "list", "-A", "--name-only").stdout
     assert not list((there.path / ".nima" / "repeats").iterdir())
 
@@ -203,6 +209,25 @@ def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     assert printed.err == ""
     assert comparison_of(there, "short", "short").noise_is_known
     assert "±" in printed.out
+
+
+@pytest.mark.xdist_group("comparison")
+def test_a_killed_comparison_loses_nothing_and_goes_on(
+    there: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Revision.find(there.path, "short")
+    command = [sys.executable, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    folder = there.path / ".nima" / "repeats" / short.commit[:12]
+    while not list(folder.glob("project/.nima/checkpoints/*/step-*/manifest.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    monkeypatch.setattr(repeats.shutil, "rmtree", lambda folder: None)  # its log is looked at below
+    repeat(short, 3, print)
+    assert "continuing" in (folder / "log").read_text(encoding="utf-8")
+    assert set(known_repeats(short)) == {2, 3}
 
 
 @pytest.mark.xdist_group("comparison")

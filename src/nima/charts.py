@@ -38,6 +38,8 @@ class Axis:
     is_log: bool = False
     names: Sequence[str] = ()
     """Of the values 0, 1, 2 ..., where they are no numbers."""
+    is_whole: bool = False
+    """Marks stand at whole numbers only."""
 
     def place(self, value: float) -> float:
         low, high = self.low, self.high
@@ -53,6 +55,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         step = tick_step(self.high - self.low)
+        step = max(1.0, step) if self.is_whole else step
         start = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(start, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -72,14 +75,26 @@ def tick_step(span: float) -> float:
 
 
 def axis(
-    values: Sequence[float], first: float, last: float, *, is_log: bool = False, names: Sequence[str] = ()
+    values: Sequence[float],
+    first: float,
+    last: float,
+    *,
+    is_log: bool = False,
+    names: Sequence[str] = (),
+    margin: float = 0.0,
 ) -> Axis:
+    """An axis over the values, with a margin at both ends that is a share of their range."""
     if names:
         return Axis(-0.5, len(names) - 0.5, first, last, names=names)
     low, high = min(values), max(values)
     if high == low:
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
-    return Axis(low, high, first, last, is_log)
+    if is_log:
+        room = (high / low) ** margin
+        return Axis(low / room, high * room, first, last, is_log=True)
+    room = margin * (high - low)
+    is_whole = high - low > 1 and all(float(value).is_integer() for value in values)
+    return Axis(low - room, high + room, first, last, is_whole=is_whole)
 
 
 def line_chart(
@@ -90,17 +105,21 @@ def line_chart(
     *,
     is_log: bool = False,
     names: Sequence[str] = (),
+    reach: Sequence[float] = (),
+    is_log_y: bool = False,
 ) -> Markup:
     """Curves over one another; an empty text if no line has a point.
 
-    `is_log`: along x. `names`: what x = 0, 1, 2 ... stand for.
+    `is_log`: along x. `names`: what x = 0, 1, 2 ... stand for. `reach`: what x also extends to.
     """
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
     places = [point[0] for line in lines for point in line.points]
-    x = axis(places, LEFT, WIDTH - RIGHT, is_log=is_log, names=names)
-    y = axis([point[1] for line in lines for point in line.points], HEIGHT - BOTTOM, TOP)
+    margin = 0.04 if any(line.is_dots for line in lines) else 0.0
+    x = axis([*places, *reach], LEFT, WIDTH - RIGHT, is_log=is_log, names=names, margin=margin)
+    values = [point[1] for line in lines for point in line.points]
+    y = axis(values, HEIGHT - BOTTOM, TOP, is_log=is_log_y and min(values) > 0, margin=0.05)
     parts = [frame(title, x_label, y_label, x, y)]
     for line in lines:
         parts.append("" if line.is_dots else path(line, x, y))

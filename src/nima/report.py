@@ -9,12 +9,13 @@ from urllib.parse import urlsplit, urlunsplit
 from markupsafe import Markup
 
 from nima.charts import Line, bar_chart, line_chart
-from nima.comparison import ABSENT, Comparison, Side, compared, number, param_text
+from nima.comparison import ABSENT, Comparison, Side, compared, param_text
 from nima.comparison_views import charts, metric_table, param_table
+from nima.description import data_charts, sentences
 from nima.errors import UserError
 from nima.model_card import place_of
 from nima.repeats import known_repeats
-from nima.revisions import Revision, experiment_refs, flat, git
+from nima.revisions import STAGES, Revision, experiment_refs, flat, git
 from nima.web_pages import rendered
 
 SPLITS = ("train", "validation", "test")
@@ -66,9 +67,18 @@ class Story:
             "train.validation.bits_per_byte": "bits per byte, validation",
             "evaluate.test.bits_per_byte": "bits per byte, test",
             "evaluate.floor.xz_9": "bits per byte of xz -9",
-            "timing.train.seconds": "seconds of training",
         }
-        return [(number(metrics[key]), name) for key, name in names.items() if key in metrics]
+        found = [(cell(metrics[key]), name) for key, name in names.items() if key in metrics]
+        seconds = metrics.get("timing.train.seconds")
+        return [*found, (duration(seconds), "of training")] if seconds is not None else found
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        return sentences(self.revision)
+
+    @cached_property
+    def data_charts(self) -> list[Markup]:
+        return data_charts(self.revision)
 
     @cached_property
     def sources(self) -> Table:
@@ -83,7 +93,14 @@ class Story:
             terms = str(source.get("licence") or "not declared")
             weight = f"{source.get('weight', 1.0):g}"
             rows.append([name, place_of(source), terms, weight, *map(cell, numbers)])
+        if len(rows) > 1:
+            rows.append(["together", "", "", "", *map(cell, self.totals())])
         return heads, rows
+
+    def totals(self) -> list[Any]:
+        """Documents, bytes and tokens in all, and tokens of each part."""
+        counts = [self.stage("tokenize").get(key) for key in ("documents", "bytes", "tokens")]
+        return [*counts, *(self.stage("split").get(split, {}).get("tokens") for split in SPLITS)]
 
     def split_tokens(self, split: str, source: str) -> Any:
         return self.stage("split").get(split, {}).get("sources", {}).get(source, {}).get("tokens")
@@ -165,20 +182,20 @@ class Story:
     @cached_property
     def cost(self) -> Table:
         timing = self.revision.timing
-        heads = ["stage", "seconds", "peak memory, MB", "tokens per second"]
-        order = [stage for stage in self.revision.metric_tree if stage in timing]
+        heads = ["stage", "time", "peak memory, MB", "tokens per second"]
+        order = [stage for stage in STAGES if stage in timing]
         order += [stage for stage in timing if stage not in order]
         rows = [
             [
                 stage,
-                cell(timing[stage].get("seconds")),
+                duration(timing[stage].get("seconds")),
                 cell(round(timing[stage].get("peak_memory_bytes", 0) / 1e6)),
                 cell(timing[stage].get("tokens_per_second")),
             ]
             for stage in order
         ]
         total = sum(timing[stage].get("seconds") or 0 for stage in order)
-        return heads, [*rows, ["together", number(round(total, 1)), "", ""]] if rows else []
+        return heads, [*rows, ["together", duration(total), "", ""]] if rows else []
 
     @cached_property
     def commands(self) -> str:
@@ -215,7 +232,19 @@ def cell(value: Any) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return number(value) if isinstance(value, int | float) else str(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """In the two units that matter."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = round(seconds / 60), round(seconds) // 3600
+    return f"{hours} h {minutes % 60} min" if hours else f"{int(seconds) // 60} min {round(seconds) % 60} s"
 
 
 def origin(revision: Revision) -> str:

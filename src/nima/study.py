@@ -112,11 +112,15 @@ class Trial:
     def report(self, curve: Sequence[tuple[int, float]]) -> bool:
         """Note validations that are not known yet; whether they leave no hope for the trial."""
         known = {step for step, _ in self.record().curve}
+        # A trial that has come as far as any other is done: there is nothing to save.
+        ends = [
+            found.curve[-1][0] for found in self.study.records() if found.state == "complete" and found.curve
+        ]
         is_hopeless = False
         for step, value in curve:
             if step not in known:
                 self.inner.report(value, step)
-                is_hopeless = is_hopeless or self.inner.should_prune()
+                is_hopeless = is_hopeless or (step < max(ends, default=0) and self.inner.should_prune())
         return is_hopeless
 
     def record(self) -> Record:

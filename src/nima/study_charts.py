@@ -11,6 +11,12 @@ from nima.search_space import Dimension, Value, written
 from nima.study import Record, Study
 
 COMPLETE, PRUNED, BEST = 0, 7, 1
+UNITS = {
+    "loss": "loss, nats per token",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte of text",
+    "accuracy": "share of tokens predicted first",
+}
 NUM_SHADES = 5
 TALL, FOOT = 300, 46
 
@@ -29,6 +35,19 @@ def reached(record: Record) -> float | None:
     return record.curve[-1][1] if record.state == "pruned" and record.curve else None
 
 
+def drawn(study: Study, record: Record) -> float:
+    """Where a trial stands in a chart: figures far off are moved to the rim, not to fill it."""
+    figures = sorted(value for found in study.records() if (value := reached(found)) is not None)
+    if study.is_more_better:
+        figures.reverse()
+    best, usual, worst = figures[0], figures[len(figures) * 3 // 4], figures[-1]
+    rim = best + 3 * (usual - best)
+    value = reached(record) or 0.0
+    if study.is_more_better:
+        return max(value, min(rim, usual), worst)
+    return min(value, max(rim, usual), worst)
+
+
 def history(study: Study) -> Markup:
     """Every trial's value, and the best one up to it."""
     complete = [found for found in study.records() if found.value is not None]
@@ -36,18 +55,18 @@ def history(study: Study) -> Markup:
     values = [found.value or 0.0 for found in complete]
     best = [(float(found.number), better(values[: place + 1])) for place, found in enumerate(complete)]
     lines = [Line("best so far", best, BEST, notes=[f"best so far: {value:.4f}" for _, value in best])]
-    lines += [dots("complete", complete, COMPLETE), pruned_dots(study)]
-    return line_chart("Trials one after another", "trial", study.tune.metric, lines)
+    lines += [dots(study, "complete", complete, COMPLETE), pruned_dots(study)]
+    return line_chart("Trials one after another", "trial", UNITS[study.tune.metric], lines)
 
 
-def dots(label: str, records: Sequence[Record], colour: int) -> Line:
-    points = [(float(found.number), reached(found) or 0.0) for found in records]
+def dots(study: Study, label: str, records: Sequence[Record], colour: int) -> Line:
+    points = [(float(found.number), drawn(study, found)) for found in records]
     return Line(label, points, colour, notes=[note(found) for found in records], is_dots=True)
 
 
 def pruned_dots(study: Study) -> Line:
     records = [found for found in study.records() if found.state == "pruned" and found.curve]
-    return dots("pruned, where it stopped", records, PRUNED)
+    return dots(study, "pruned, where it stopped", records, PRUNED)
 
 
 def curves(study: Study) -> Markup:
@@ -64,11 +83,11 @@ def curves(study: Study) -> Markup:
         notes = [f"trial {found.number}, step {step}: {value:.4f}" for step, value in found.curve]
         lines.append(Line(label, points, colour, in_legend=label not in seen, notes=notes))
         seen.add(label)
-    return line_chart("Validation curves", "step (updates)", study.tune.metric, lines)
+    return line_chart("Validation curves", "step (updates)", UNITS[study.tune.metric], lines, is_log_y=True)
 
 
 def importances(study: Study) -> Markup:
-    bars = [(key, share, COMPLETE) for key, share in study.importances().items()]
+    bars = [(key, round(share, 3), COMPLETE) for key, share in study.importances().items()]
     return bar_chart("What decides", "share of importance (PED-ANOVA)", bars)
 
 
@@ -80,16 +99,19 @@ def slices(study: Study) -> list[Markup]:
 def slice_of(study: Study, dimension: Dimension) -> Markup:
     names = list(map(written, dimension.settings.choices))
     lines = []
-    for label, state, colour in (("complete", "complete", COMPLETE), ("pruned", "pruned", PRUNED)):
+    best = study.best()
+    for label, colour in (("complete", COMPLETE), ("pruned", PRUNED), ("best", BEST)):
         found = [
             record
             for record in study.records()
-            if record.state == state and reached(record) is not None and dimension.key in record.params
+            if (("best" if best and record.number == best.number else record.state) == label)
+            and reached(record) is not None
         ]
-        points = [(position(dimension, one.params[dimension.key]), reached(one) or 0.0) for one in found]
+        points = [(position(dimension, one.params[dimension.key]), drawn(study, one)) for one in found]
         lines.append(Line(label, points, colour, notes=[note(one) for one in found], is_dots=True))
-    is_log = dimension.settings.log
-    return line_chart(dimension.key, dimension.key, study.tune.metric, lines, is_log=is_log, names=names)
+    is_log, reach = dimension.settings.log, () if names else dimension.settings.bounds
+    unit = UNITS[study.tune.metric]
+    return line_chart(dimension.key, dimension.key, unit, lines, is_log=is_log, names=names, reach=reach)
 
 
 def position(dimension: Dimension, value: Value) -> float:
@@ -106,7 +128,7 @@ def parallel_coordinates(study: Study) -> Markup:
         return Markup("")
     sign = -1 if study.is_more_better else 1
     records.sort(key=lambda found: -sign * (found.value or 0.0))  # the best are drawn last, on top
-    scales = [scale(dimension, records) for dimension in study.space]
+    scales = [scale(dimension) for dimension in study.space]
     scales.append(axis([found.value or 0.0 for found in records], TALL - FOOT, TOP + 12))
     left = [
         LEFT + 20 + round(n * (WIDTH - LEFT - RIGHT - 60) / (len(scales) - 1), 1) for n in range(len(scales))
@@ -127,10 +149,10 @@ def parallel_coordinates(study: Study) -> Markup:
     return svg("Params and what came of them", TALL, parts)
 
 
-def scale(dimension: Dimension, records: Sequence[Record]) -> Axis:
-    values = [position(dimension, found.params[dimension.key]) for found in records]
+def scale(dimension: Dimension) -> Axis:
+    """Of the whole range that was searched."""
     names = list(map(written, dimension.settings.choices))
-    return axis(values, TALL - FOOT, TOP + 12, is_log=dimension.settings.log, names=names)
+    return axis(dimension.settings.bounds, TALL - FOOT, TOP + 12, is_log=dimension.settings.log, names=names)
 
 
 def upright(x: float, scale: Axis, key: str, *, lower: bool) -> str:

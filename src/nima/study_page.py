@@ -62,6 +62,8 @@ def commands(study: Study) -> str:
     best = study.best()
     if best is None:
         return "# No trial has finished yet."
+    if best.number == 0 and study.starts_from_present:
+        return "# The params as they were did best so far: nothing to apply."
     name = f"{study.name}-trial-{best.number:03d}"
     commit = study.commit[:7]
     return (

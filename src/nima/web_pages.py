@@ -1,5 +1,6 @@
 """HTML pages from templates in `pages`: one file each, nothing from the network, all text escaped."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import jinja2
 from nima.errors import UserError
 
 PAGES = Path(__file__).parent / "pages"
+# What stands on the right of a table's cell.
+FIGURE = re.compile(r"[-+]?[\d,]+(\.\d+)?(e[-+]?\d+)?( ± .*|%)?|—")
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -15,6 +18,7 @@ def rendered(template: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = "{:,}".format
+    environment.tests["figure"] = FIGURE.fullmatch
     return environment.get_template(template).render(**values) + "\n"
 
 
