@@ -216,6 +216,7 @@ def test_a_killed_comparison_loses_nothing_and_goes_on(
     there: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Revision.find(there.path, "short")
+    first = missing_seeds(short, 3)[0]
     command = [sys.executable, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     folder = there.path / ".nima" / "repeats" / short.commit[:12]
@@ -226,7 +227,7 @@ def test_a_killed_comparison_loses_nothing_and_goes_on(
     process.wait()
     monkeypatch.setattr(repeats.shutil, "rmtree", lambda folder: None)  # its log is looked at below
     repeat(short, 3, print)
-    assert "continuing" in (folder / "log").read_text(encoding="utf-8")
+    assert "continuing" in (folder / f"seed-{first}.log").read_text(encoding="utf-8")
     assert set(known_repeats(short)) == {2, 3}
 
 
@@ -237,7 +238,7 @@ def test_a_repeat_that_fails_names_its_seed_and_its_log(
     short = Revision.find(there.path, "short")
     monkeypatch.setattr(repeats, "SEED", "training.precision")
     monkeypatch.setattr(Revision, "params", {repeats.SEED: 40})
-    found = r"^short with training\.precision 41: dvc exp run failed: .+; all of it: .*/log$"
+    found = r"^short with training\.precision 41: dvc exp run failed: .+; all of it: .*/seed-41\.log$"
     with pytest.raises(UserError, match=found):
         repeat(short, 2, print)
     assert list((there.path / ".nima" / "repeats").iterdir()), "what ran is kept, to look at and to continue"

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from nima.model_card import model_card
+from nima.model_card import model_card, trained_card
 from nima.params import Params
 from nima.params_file import parse, plain
 
@@ -107,6 +107,15 @@ def test_test_figures_stand_beside_the_compressors() -> None:
 
 def test_equal_inputs_give_equal_bytes() -> None:
     assert model_card(params(), TRAIN, SPLIT) == model_card(params(), TRAIN, SPLIT)
+
+
+def test_the_trained_card_has_only_what_training_depends_on() -> None:
+    card = trained_card(params(), TRAIN, SPLIT["train"])
+    assert card == trained_card(params(sources=[source("other", licence="MIT")]), TRAIN, SPLIT["train"])
+    assert "| aws-cli | 4,676 | 6,379,022 | 1,693,184 |" in card
+    assert "license" not in front_matter(card)
+    assert front_matter(card)["library_name"] == "transformers"
+    assert "None" not in card
 
 
 def test_a_prompt_with_quotes_stays_python() -> None:

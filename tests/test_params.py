@@ -196,7 +196,8 @@ def test_every_key_of_the_schema_but_overrides_stands_in_the_shipped_params() ->
     tree = YAML(typ="safe").load(SHIPPED.read_text(encoding="utf-8"))
     optional = {"training": {"max_epochs"}, "model": set(params.ModelParams.model_fields)}
     for name, field in params.Params.model_fields.items():
-        missing = set(field.annotation.model_fields) - set(tree[name]) - optional.get(name, set())
+        section = getattr(field.annotation, "__args__", [field.annotation])[0]
+        missing = set(section.model_fields) - set(tree[name]) - optional.get(name, set())
         assert missing == set(), f"{name} lacks {missing}"
 
 
@@ -356,6 +357,11 @@ def test_a_section_without_content_is_named(tmp_path: Path) -> None:
         path, re.sub(r"(?m)^    - (Docker|The following).*$", "", path.read_text(encoding="utf-8"))
     )
     assert only_problem(path).endswith("generate.prompts: expected list, found None")
+
+
+def test_an_unknown_key_below_a_name_of_the_users_own_is_told(tmp_path: Path) -> None:
+    path = edited(tmp_path, ("\n  test: 0.1", "\n  test: 0.1\n  sources: {notes: {tets: 1.0}}"))
+    assert any(problem.endswith("unknown key; did you mean 'test'?") for problem in problems_of(path))
 
 
 def test_the_run_section_may_be_left_out(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def recipe_of(**changes: Any) -> Recipe:
     settings: dict[str, Any] = {"seed": 1, "batching": "blocks", "mixture": {}, "block_tokens": 10}
     settings |= {"batch_tokens": 20, "end_of_text": 0}
     batches = training_batches(tokens, np.arange(40), **settings | changes)
-    return Recipe(tiny_model(), None, batches, None, total_steps=9)  # type: ignore[arg-type]
+    return Recipe(tiny_model(), None, batches, None, total_steps=9, text={})  # type: ignore[arg-type]
 
 
 def result_at(step: int, first_step: int = 0) -> Result:

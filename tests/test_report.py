@@ -1,6 +1,7 @@
 """The report's page, from real projects and in a real browser."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_page_tells_a_revision_to_somebody_who_was_not_there(
     assert "http:" not in text.replace("http://www.w3.org", "")
     for scheme in ("light", "dark"):
         with opened(page, scheme=scheme) as tab:
-            assert tab.locator("svg.chart").count() == 5
+            assert tab.locator("svg.chart").count() == 2 + 4 + 1, "data, training, quality"
             assert tab.locator("svg.chart polyline").count() == 5
             assert tab.locator("svg.chart rect").count() >= 6
             for chart in tab.locator("svg.chart").all():
@@ -49,6 +50,8 @@ def test_the_page_tells_a_revision_to_somebody_who_was_not_there(
     assert all(word in heading for word, heading in zip(asked, headings, strict=True))
     assert "data/raw/notes" in shown
     assert "bits per byte of xz -9" in shown
+    assert re.search(r"model: [\d,]+ parameters, 2 layers, 32 wide, 64 tokens of context", shown)
+    assert re.search(r"bits per byte: \d+% less than xz -9 needs", shown)
     assert "The server" in shown
     assert "make repro" in shown
 
@@ -61,7 +64,7 @@ def test_several_revisions_are_compared_then_told_one_by_one(
     with opened(tmp_path / "report.html") as tab:
         shown = tab.inner_text("body")
         assert tab.locator("section").count() == 2
-        assert tab.locator("svg.chart").count() == 2 + 2 * 5
+        assert tab.locator("svg.chart").count() == 2 + 2 * 7
     assert "generate.max_new_tokens\t12\t5" in shown
     assert "noise is unknown" in shown
 
@@ -114,6 +117,22 @@ def test_a_revision_without_results_says_so(
         "metrics/train.json",
     ):
         assert words in shown
+
+
+def test_the_card_has_licences_and_test_figures(
+    runs: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs.path)
+    report(["HEAD"], html=tmp_path / "report.html", card=tmp_path / "README.md")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| notes | data/raw/notes | not declared |" in card
+    assert "On the test part" in card
+    left = (runs.path / "models/model/README.md").read_text(encoding="utf-8")
+    assert left.startswith("---\n")
+    assert "On the validation part" in left
+    first = runs.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
+    with pytest.raises(UserError, match=r"^--card: [0-9a-f]+: needs metrics/train\.json"):
+        report([first], html=tmp_path / "report.html", card=tmp_path / "README.md")
 
 
 def test_a_page_that_cannot_be_written_is_named(runs: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,9 @@ def trainers(project: Project) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_search_loses_nothing_and_goes_on(untouched: Project, number: int) -> None:
     process = started(untouched, seed=1)
+    second = nima_tune(untouched, "lr", "--trials", "2")
+    assert second.returncode == 2
+    assert f"process {process.pid} works here already; wait for its end" in second.stderr
     os.kill(process.pid, number)
     assert process.wait(60) == {signal.SIGKILL: -9, signal.SIGINT: 3}[number]
     if number == signal.SIGINT:

@@ -197,7 +197,7 @@ def student_t(degrees: float) -> float:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1e5 else f"{value:.5g}"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1e4 else f"{value:.5g}"
 
 
 def mean_text(values: Sequence[float]) -> str:
@@ -211,5 +211,5 @@ def mean_text(values: Sequence[float]) -> str:
 def difference_text(found: Difference | None) -> str:
     if found is None:
         return ABSENT
-    text = f"{found.value:+.4g}"
+    text = f"{found.value:+,.0f}" if abs(found.value) >= 1e4 else f"{found.value:+.4g}"
     return text if found.low is None else f"{text} [{found.low:+.3g}, {found.high:+.3g}]"

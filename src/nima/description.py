@@ -88,5 +88,6 @@ def data_charts(revision: Revision) -> list[Markup]:
             bars = [(row[column], float(row[unit]), 0) for row in rows]
         except (KeyError, TypeError, ValueError):
             continue  # a table of another time
-        drawn.append(bar_chart(title, unit, bars))
+        if any(value for _, value, _ in bars):
+            drawn.append(bar_chart(title, unit, bars))
     return [chart for chart in drawn if chart]

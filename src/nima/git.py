@@ -1,4 +1,4 @@
-"""Questions to Git about the project. Nothing here changes anything."""
+"""Git: questions about the project, which change nothing, and other commands."""
 
 import subprocess
 from pathlib import Path
@@ -20,6 +20,18 @@ def ask(root: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         raise UserError("git: not found on PATH; install it: experiments are commits") from None
     return done.stdout if done.returncode == 0 else None
+
+
+def output(root: Path, *arguments: str) -> str:
+    """What `git ARGUMENTS` prints. Raises `UserError` with Git's last line if it fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError("git: not found on PATH; install it: experiments are commits") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"git {arguments[0]}: {reason}")
+    return done.stdout
 
 
 def paths(root: Path, *arguments: str) -> list[str]:

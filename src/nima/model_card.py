@@ -44,34 +44,66 @@ def model_card(
     those of the validation part.
     """
     sources = [source.model_dump() for source in params.prepare.sources]
+    names = ", ".join(source.name for source in params.prepare.sources)
     parts = [
-        front_matter(params, sources),
+        front_matter(licence(sources), params, languages(params), data_sets(sources)),
         f"# {params.model.preset}, trained by Nima\n",
         what_it_is(params, train),
         training_data(sources, split),
         training(params, train, split),
         figures(train, evaluate),
-        limits(params, split),
+        limits(names, split, unmasked(params)),
         f"## How to use it\n\n{USE.format(prompt=json.dumps(first_prompt(params)))}\n",
     ]
     return "\n".join(parts)
 
 
-def front_matter(params: Params, sources: Sequence[Source]) -> str:
-    language = params.prepare.quality.language
+def trained_card(params: Params, train: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    """The card that the train stage leaves beside the weights: of what it depends on, and nothing else.
+
+    `train` is what metrics/train.json holds, `text` what `Tokens.totals` says of the training part. Licences
+    are no dependency of training: one that is corrected must not train the model again.
+    """
+    split = {"train": text}
+    parts = [
+        front_matter({}, params, ["und"]),
+        f"# {params.model.preset}, trained by Nima\n",
+        what_it_is(params, train),
+        text_counts(text),
+        training(params, train, split),
+        figures(train, None),
+        limits(", ".join(text.get("sources", {})), split, []),
+        f"## How to use it\n\n{USE.format(prompt=json.dumps('The'))}\n",
+    ]
+    return "\n".join(parts)
+
+
+def front_matter(
+    licence: Mapping[str, str | list[str]], params: Params, languages: list[str], hub: Sequence[str] = ()
+) -> str:
     content: dict[str, str | list[str]] = {
-        **licence(sources),
-        "language": list(language.keep) if language else ["und"],  # ISO 639: undetermined
+        **licence,
+        "language": languages,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["nima", params.model.preset],
         "metrics": ["perplexity", "accuracy"],
     }
-    if hub := sorted({source["hub"]["dataset"] for source in sources if source.get("hub")}):
-        content["datasets"] = hub
+    if hub:
+        content["datasets"] = list(hub)
     # JSON is YAML, and quotes what YAML would read as something else.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
     return "\n".join(["---", *lines, "---\n"])
+
+
+def languages(params: Params) -> list[str]:
+    language = params.prepare.quality.language
+    return list(language.keep) if language else ["und"]  # ISO 639: undetermined
+
+
+def data_sets(sources: Sequence[Source]) -> list[str]:
+    """Of the Hugging Face hub."""
+    return sorted({source["hub"]["dataset"] for source in sources if source.get("hub")})
 
 
 def licence(sources: Sequence[Source]) -> dict[str, str | list[str]]:
@@ -104,6 +136,18 @@ def training_data(sources: Sequence[Source], split: Mapping[str, Any]) -> str:
     return "\n".join(["## Training data", "", *rows, ""])
 
 
+def text_counts(text: Mapping[str, Any]) -> str:
+    rows = ["| source | documents | bytes | tokens |", "|---|---:|---:|---:|"]
+    for name, mine in text.get("sources", {}).items():
+        numbers = " | ".join(f"{mine[key]:,}" for key in ("documents", "bytes", "tokens"))
+        rows.append(f"| {cell(name)} | {numbers} |")
+    more = (
+        "Where each is from and under which licence is in the project's params.yaml, `prepare.sources`; "
+        "`nima report REV --card README.md` writes a card that has it, and the figures of the test part."
+    )
+    return "\n".join(["## Training data", "", *rows, "", more, ""])
+
+
 def training(params: Params, train: Mapping[str, Any], split: Mapping[str, Any]) -> str:
     settings = params.training
     return (
@@ -125,9 +169,12 @@ def figures(train: Mapping[str, Any], evaluate: Mapping[str, Any] | None) -> str
     return "\n".join(["## Figures", "", f"On the {part}.", "", "| figure | value |", "|---|---:|", *rows, ""])
 
 
-def limits(params: Params, split: Mapping[str, Any]) -> str:
-    names = ", ".join(source.name for source in params.prepare.sources)
-    kept = [kind for kind, action in params.prepare.privacy.model_dump().items() if action == "keep"]
+def unmasked(params: Params) -> list[str]:
+    """What the cleaning left in the text, if it was there."""
+    return [kind for kind, action in params.prepare.privacy.model_dump().items() if action == "keep"]
+
+
+def limits(names: str, split: Mapping[str, Any], kept: Sequence[str]) -> str:
     lines = [
         f"It knows {split['train']['bytes']:,} bytes of text ({names}) and nothing else: of other subjects "
         "and languages it writes nonsense, fluently.",

@@ -13,7 +13,8 @@ from nima.checkpoint import run_fingerprint
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of
-from nima.metrics import Row
+from nima.metrics import Row, read_metrics
+from nima.model_card import trained_card
 from nima.params import Params
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
@@ -29,6 +30,8 @@ class Recipe:
     batches: TrainingBatches
     scorer: Scorer
     total_steps: int
+    text: dict[str, Any]
+    """Counts of the training part, in all and by source."""
 
 
 def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: Path, split: Path) -> Recipe:
@@ -62,7 +65,7 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
         raise UserError(
             f"training.warmup_steps: {settings.warmup_steps} must be below the run's {total_steps} steps"
         )
-    return Recipe(model.to(device), words, batches, scorer, total_steps)
+    return Recipe(model.to(device), words, batches, scorer, total_steps, text.totals(parts["train"]))
 
 
 def what_decides_the_result(params: Params, inputs: str, device: torch.device) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def run_path(checkpoints: Path, parts: dict[str, Any]) -> Path:
 def write_outputs(
     recipe: Recipe, params: Params, run: Run, result: Result, *, model: Path, last: Path
 ) -> None:
-    """The kept and the last weights as Hugging Face folders, metrics/train.json and the pictures."""
+    """The kept and the last weights as Hugging Face folders, the card, metrics/train.json, the pictures."""
     best, final = result.best_weights, recipe.model.state_dict()
     for folder, weights in ((model, best if params.training.keep == "best" else final), (last, final)):
         words = recipe.tokenizer
@@ -92,6 +95,8 @@ def write_outputs(
         words.save(folder, context_tokens=recipe.model.config.context_tokens)
     pictures.draw_curves("train", result.state.rows)
     run.live.finish(summary_of(recipe, result))
+    card = trained_card(params, read_metrics("train"), recipe.text)
+    (model / "README.md").write_text(card, encoding="utf-8")
     run.folder.finish(model / "model.safetensors")
 
 

@@ -53,9 +53,9 @@ def repeat(revision: Revision, num_seeds: int, tell: Callable[[str], None]) -> N
     if not (seeds := missing_seeds(revision, num_seeds)):
         return
     folder = runtime.load(revision.root).scratch / "repeats" / revision.commit[:12]
-    log = folder / "log"
     with shared_clone(revision.root, revision.commit, folder) as clone, StopRequest() as stop:
         for number, seed in enumerate(seeds, start=1):
+            log = folder / f"seed-{seed}.log"
             tell(f"{revision.label}: run {number} of {len(seeds)}, {SEED} {seed} (log: {log})")
             if not clone.run(repeat_name(revision, seed), [f"{SEED}={seed}"], log, stop):
                 what = f"{revision.name} with {SEED} {seed}"

@@ -8,14 +8,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 from markupsafe import Markup
 
+from nima import git
 from nima.charts import Line, bar_chart, line_chart
 from nima.comparison import ABSENT, Comparison, Side, compared, param_text
 from nima.comparison_views import charts, metric_table, param_table
 from nima.description import data_charts, sentences
 from nima.errors import UserError
-from nima.model_card import place_of
+from nima.model_card import model_card, place_of
+from nima.params import Params
 from nima.repeats import known_repeats
-from nima.revisions import STAGES, Revision, experiment_refs, flat, git
+from nima.revisions import STAGES, Revision, experiment_refs, flat
 from nima.web_pages import rendered
 
 SPLITS = ("train", "validation", "test")
@@ -50,7 +52,7 @@ class Story:
         """When it was committed, and what for."""
         if self.revision.is_workspace:
             return "The files as they lay in the workspace, not committed."
-        shown = git(self.revision.root, "show", "-s", "--format=%cs: %s", self.revision.commit).strip()
+        shown = git.output(self.revision.root, "show", "-s", "--format=%cs: %s", self.revision.commit).strip()
         return f"Commit {self.revision.commit}, {shown}"
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -250,13 +252,27 @@ def duration(seconds: float | None) -> str:
 def origin(revision: Revision) -> str:
     """Where the project is cloned from, without a password that the address may hold."""
     try:
-        address = git(revision.root, "remote", "get-url", "origin").strip()
+        address = git.output(revision.root, "remote", "get-url", "origin").strip()
     except UserError:
         return str(revision.root)
     parts = urlsplit(address)
     if not parts.scheme.startswith("http"):
         return address
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def card_of(revision: Revision) -> str:
+    """The model card with all that the revision tells. Raises `UserError` if that is too little."""
+    found = {stage: revision.metric_tree.get(stage) for stage in ("train", "split", "evaluate")}
+    try:
+        params = Params.model_validate(revision.param_tree)
+    except ValueError:  # Pydantic's
+        raise UserError(f"--card: {revision.name}: its params.yaml fits another version of Nima") from None
+    if found["train"] is None or found["split"] is None:
+        raise UserError(
+            f"--card: {revision.name}: needs metrics/train.json and metrics/split.json: dvc repro"
+        )
+    return model_card(params, found["train"], found["split"], found["evaluate"])
 
 
 def report_page(revisions: Sequence[Revision]) -> str:

@@ -61,15 +61,21 @@ def report(
         typer.Argument(metavar="[REV ...]", help="Commits, branches, tags, experiments; else the workspace."),
     ] = None,
     html: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+    card: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the first one's model card, for the Hugging Face hub."),
+    ] = None,
 ) -> None:
     """One page on a revision, for somebody who was not there; several are compared too."""
-    from nima.report import report_page
+    from nima.report import card_of, report_page
     from nima.revisions import WORKSPACE, Revision, project_root
     from nima.web_pages import write_text
 
     root = project_root()
     found = [Revision.find(root, name) for name in revisions or [WORKSPACE]]
     write_text("--html", html, report_page(found))
+    if card is not None:
+        write_text("--card", card, card_of(found[0]))
     print(f"{html}: {', '.join(revision.label for revision in found)}")  # noqa: T201
 
 

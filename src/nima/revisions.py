@@ -8,13 +8,13 @@ import csv
 import io
 import json
 import math
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nima import git
 from nima.errors import UserError
 from nima.params import nearest
 
@@ -39,26 +39,14 @@ def project_root(start: Path | None = None) -> Path:
 # ------------------------------------------------------------------------------------------------ names
 
 
-def git(root: Path, *arguments: str) -> str:
-    """What Git prints. Raises `UserError` with Git's last line if it fails."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UserError("git: not found; install it, revisions are read from it") from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {arguments[0]}: {reason}")
-    return done.stdout
-
-
 def commit_of(root: Path, name: str) -> str:
     """The commit that `name` means to Git, or the experiment of this name. Raises `UserError` if neither."""
     if name == WORKSPACE:
         return WORKSPACE
-    git(root, "rev-parse", "--git-dir")
+    git.output(root, "rev-parse", "--git-dir")
     if not name.startswith("-"):
         try:
-            return git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+            return git.output(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
         except UserError:
             pass
     found = [(ref, commit) for ref, commit in experiment_refs(root).items() if ref.endswith(f"/{name}")]
@@ -67,14 +55,14 @@ def commit_of(root: Path, name: str) -> str:
     if found:
         commits = ", ".join(commit[:SHORT] for _, commit in found)
         raise UserError(f"{name}: several experiments have this name; give the commit instead: {commits}")
-    shallow = git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
+    shallow = git.output(root, "rev-parse", "--is-shallow-repository").strip() == "true"
     way_out = "; this clone is shallow: git fetch --unshallow" if shallow else nearest(name, names(root))
     raise UserError(f"{name}: no commit, branch, tag or experiment has this name{way_out}")
 
 
 def experiment_refs(root: Path) -> dict[str, str]:
     """Commits by ref, refs/exps/BASELINE/NAME, of all experiments."""
-    lines = git(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    lines = git.output(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     refs = dict(line.split(" ") for line in lines)
     return {ref: commit for ref, commit in refs.items() if len(ref.split("/")) == 5 and is_baseline(ref)}
 
@@ -86,7 +74,7 @@ def is_baseline(ref: str) -> bool:
 
 
 def names(root: Path) -> list[str]:
-    heads = git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags").split()
+    heads = git.output(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags").split()
     return [*heads, *(ref.rsplit("/", 1)[1] for ref in experiment_refs(root)), "HEAD", WORKSPACE]
 
 

@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima import processes, runtime
+from nima import git, processes, runtime
 from nima.dvc_command import environment
 from nima.errors import UserError
 from nima.outputs import writing_to
-from nima.revisions import STAGES, git
+from nima.revisions import STAGES
 from nima.scratch import locked
 from nima.signals import StopRequest
 
@@ -45,7 +45,7 @@ class SharedClone:
         return f"refs/exps/{self.commit[:2]}/{self.commit[2:]}"
 
     def reset(self) -> None:
-        git(self.place, "reset", "--quiet", "--hard", self.commit)
+        git.output(self.place, "reset", "--quiet", "--hard", self.commit)
 
     def run(
         self,
@@ -61,14 +61,14 @@ class SharedClone:
         `Interrupted` after a stop signal.
         """
         ref = f"{self.baseline}/{name}"
-        if not git(self.place, "for-each-ref", ref):
+        if not git.output(self.place, "for-each-ref", ref):
             self.reset()
             # Without --force: it would also run the stages whose results the cache holds.
             words = ["exp", "run", "--name", name]
             words += [word for text in settings for word in ("--set-param", text)]
             if not self.watch(words, log, stop, is_hopeless):
                 return False
-        git(self.root, "fetch", "--quiet", "--no-write-fetch-head", str(self.place), f"+{ref}:{ref}")
+        git.output(self.root, "fetch", "--quiet", "--no-write-fetch-head", str(self.place), f"+{ref}:{ref}")
         return True
 
     def watch(
@@ -121,8 +121,8 @@ class SharedClone:
 
     def forget_experiments(self) -> None:
         """Remove those of this commit that the clone has."""
-        for ref in git(self.place, "for-each-ref", "--format=%(refname)", self.baseline).split():
-            git(self.place, "update-ref", "-d", ref)
+        for ref in git.output(self.place, "for-each-ref", "--format=%(refname)", self.baseline).split():
+            git.output(self.place, "update-ref", "-d", ref)
 
     def forget_progress(self) -> None:
         """Remove the checkpoints of runs that nobody will continue."""
@@ -158,7 +158,7 @@ def wait_until_unused(project: Path) -> None:
 @contextmanager
 def shared_clone(root: Path, commit: str, folder: Path) -> Iterator[SharedClone]:
     """The clone in `folder`, which only one process uses at a time; what it holds already is used again."""
-    if git(root, "rev-parse", "--is-shallow-repository").strip() == "true":
+    if git.output(root, "rev-parse", "--is-shallow-repository").strip() == "true":
         raise UserError("this clone is shallow, its commits can't be cloned further: git fetch --unshallow")
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def shared_clone(root: Path, commit: str, folder: Path) -> Iterator[SharedClone]
         if holder is not None:
             raise UserError(f"{folder}: process {holder} works here already; wait for its end")
         place = folder / "project"
-        project = place / git(root, "rev-parse", "--show-prefix").strip()
+        project = place / git.output(root, "rev-parse", "--show-prefix").strip()
         clone = SharedClone(root, place, project, commit)
         wait_until_unused(place)
         prepare(clone)
@@ -175,8 +175,8 @@ def shared_clone(root: Path, commit: str, folder: Path) -> Iterator[SharedClone]
 
 def prepare(clone: SharedClone) -> None:
     if not (clone.place / ".git").exists():
-        top = git(clone.root, "rev-parse", "--show-toplevel").strip()
-        git(clone.root, "clone", "--quiet", "--shared", "--no-checkout", top, str(clone.place))
+        top = git.output(clone.root, "rev-parse", "--show-toplevel").strip()
+        git.output(clone.root, "clone", "--quiet", "--shared", "--no-checkout", top, str(clone.place))
     for path in LEFT_BY_KILLED:
         (clone.place / path).unlink(missing_ok=True)
         (clone.project / path).unlink(missing_ok=True)
@@ -195,7 +195,7 @@ def identity(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, name in (("user.name", "NAME"), ("user.email", "EMAIL")):
         with suppress(UserError):
-            value = git(root, "config", key).strip()
+            value = git.output(root, "config", key).strip()
             found |= {f"GIT_AUTHOR_{name}": value, f"GIT_COMMITTER_{name}": value}
     return found
 

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nima import params_file, processes, runtime
+from nima import git, params_file, processes, runtime
 from nima.errors import UserError
-from nima.git import paths
 from nima.params import TuneParams
-from nima.revisions import CURVES, SHORT, Revision, experiment_refs, git
+from nima.revisions import CURVES, SHORT, Revision, experiment_refs
 from nima.search_space import (
     PARAMS,
     Dimension,
@@ -92,13 +91,13 @@ def present_values(root: Path, space: list[Dimension]) -> dict[str, Value] | Non
 
 def clean_head(root: Path) -> str:
     """HEAD's commit. Raises `UserError` if the trials would not see what lies in the workspace."""
-    git(root, "rev-parse", "--git-dir")
+    git.output(root, "rev-parse", "--git-dir")
     try:
-        commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+        commit = git.output(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
     except UserError:
         raise UserError("no commit yet, and trials start from one: git add -A, then git commit") from None
-    changed = paths(root, "diff", "--name-only", "--relative", "-z", "HEAD")
-    new = paths(root, "ls-files", "--others", "--exclude-standard", "-z")
+    changed = git.paths(root, "diff", "--name-only", "--relative", "-z", "HEAD")
+    new = git.paths(root, "ls-files", "--others", "--exclude-standard", "-z")
     read = inputs(root)
     unseen = [path for path in changed if path not in UNREAD] + [path for path in new if is_read(path, read)]
     if unseen:
@@ -143,7 +142,7 @@ def on_the_studys_commit(study: Study, clone: SharedClone) -> SharedClone:
     begun, now = study.commit, clone.commit
     if begun == now:
         return clone
-    changed = paths(clone.root, "diff", "--name-only", "--relative", "-z", begun, now)
+    changed = git.paths(clone.root, "diff", "--name-only", "--relative", "-z", begun, now)
     if other := [path for path in changed if is_read(path, inputs(clone.root)) and path != PARAMS]:
         raise UserError(
             f"study {study.name} was begun on {begun[:SHORT]}, and HEAD has another {other[0]}: git checkout "
