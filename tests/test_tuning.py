@@ -15,7 +15,7 @@ from pages_in_chromium import opened
 from searched_project import create_searched_project
 
 from nima.errors import ParamsError, UserError
-from nima.params import TuneParams
+from nima.params import DimensionParams, TuneParams
 from nima.params_file import load
 from nima.search_space import Dimension, check_ends, dimensions
 from nima.study import Study, open_study
@@ -330,6 +330,20 @@ def opened_study(path: Path, space: dict | None = None, **settings: object) -> S
     tune = TuneParams.model_validate({"random_trials": 3, "space": space or SPACE} | settings)
     found = [Dimension(key, dimension, is_whole=key == "n") for key, dimension in tune.space.items()]
     return open_study(path, "s", tune, found, commit="c", present=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "inside", "outside"),
+    [
+        ({"low": 0.1, "high": 0.3}, [0.1, 0.2, 0.3], [0.0, 0.4, True, None, "0.2"]),
+        ({"low": 0, "high": 1, "step": 0.1}, [0.3, 0.7, 1.0], [0.25]),
+        ({"choices": [1, "a", None]}, [1, "a", None], [True, 1.0, "b"]),
+    ],
+)
+def test_a_dimension_knows_its_values(settings: dict, inside: list, outside: list) -> None:
+    dimension = Dimension("x", DimensionParams.model_validate(settings), is_whole=False)
+    assert all(dimension.holds(value) for value in inside)
+    assert not any(dimension.holds(value) for value in outside)
 
 
 def test_what_a_trial_gets_does_not_depend_on_interruptions(tmp_path: Path) -> None:

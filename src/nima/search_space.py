@@ -1,6 +1,7 @@
 """The params that a search changes, and the values it may give them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Dimension:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = found.bounds
-        return low <= value <= high
+        steps = (value - low) / found.step if found.step else 0.0
+        return low <= value <= high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def ends(self) -> list[tuple[str, Value]]:
         """Where in the file an extreme value stands, and the value."""
