@@ -7,11 +7,27 @@ NIMA_THREADS  threads for arithmetic (default: the physical cores this process m
 NIMA_WORKERS  processes that read and tokenize text (default: the cores this process may use)
 NIMA_ENGINE   local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
 NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
+
+What a training run tells, and where:
+
+NIMA_TRACKERS         trackers that get its metrics beside DVCLive: tensorboard, wandb, comet, mlflow (commas
+                      between); their own variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...) say where
+NIMA_RUN_NAME         its name there and in its record (default: from the preset, the sources and the time)
+NIMA_TAGS             more tags, with commas between
+NIMA_HISTOGRAMS       trackers get histograms of weights and gradients at every so many logged points
+NIMA_TRACK_MODEL      1: trackers get the trained model too (default 0)
+NIMA_LOG_LEVEL        of the log file: debug (every step), info (default), warning or error
+NIMA_LOG_FILE         the log file (default: one per run in .nima/logs in the main workspace)
+NIMA_MONITOR_SECONDS  between two looks at the machine's load (default 5; 0: none)
+NIMA_PROFILE          1: torch.profiler's trace and table of some steps in .nima/profiles (default 0)
 """
 
 import configparser
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +37,31 @@ from nima.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+# Tracker: the packages of its extra.
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "comet": ("comet_ml",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What a training run tells beside its outputs."""
+
+    trackers: tuple[str, ...]
+    run_name: str | None
+    tags: tuple[str, ...]
+    histograms: int | None
+    """Logged points from one histogram to the next; None for no histograms."""
+    track_model: bool
+    log_level: str
+    log_file: Path | None
+    monitor_seconds: float
+    profile: bool
 
 
 @dataclass(frozen=True)
@@ -34,6 +75,11 @@ class Runtime:
     packages: Path
     """Downloaded packages by name and version."""
     dvc_cache: Path
+    workspace: Path
+    """The main workspace, which a temporary run is a copy of."""
+    settings: Mapping[str, str] = field(repr=False)
+    """The environment, and what `.env` adds to it: secrets among them."""
+    telling: Telling
 
     @property
     def downloads(self) -> Path:
@@ -44,6 +90,24 @@ class Runtime:
     def checkpoints(self) -> Path:
         """Unfinished runs by fingerprint, and finished ones that DVC has not stored yet."""
         return self.scratch / "checkpoints"
+
+    @property
+    def records(self) -> Path:
+        """Plain records of training runs."""
+        return self.scratch / "records"
+
+    @property
+    def logs(self) -> Path:
+        return self.scratch / "logs"
+
+    @property
+    def profiles(self) -> Path:
+        return self.scratch / "profiles"
+
+    @property
+    def is_first_process(self) -> bool:
+        """Of those that train together, the one that tells. (torchrun and Accelerate number them in RANK.)"""
+        return self.settings.get("RANK", "0") == "0"
 
     def is_in_dvc_cache(self, md5: str) -> bool:
         return (self.dvc_cache / "files" / "md5" / md5[:2] / md5[2:]).is_file()
@@ -56,21 +120,49 @@ def load(root: Path) -> Runtime:
     workspace = Path(os.environ.get("DVC_ROOT") or root).resolve()
     settings = dotenv(workspace / ".env") | {key: value for key, value in os.environ.items() if value}
     scratch = workspace / ".nima"
-    device = settings.get("NIMA_DEVICE", "auto")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"NIMA_DEVICE: expected auto, cpu or cuda, found {device!r}")
-    engine = settings.get("NIMA_ENGINE", "local")
-    if engine not in ("local", "ray"):
-        raise UserError(f"NIMA_ENGINE: expected local or ray, found {engine!r}")
     return Runtime(
-        device=device,
+        device=one_of("NIMA_DEVICE", settings, ("auto", "cpu", "cuda")),
         threads=count("NIMA_THREADS", settings) or min(usable_cores(), physical_cores()),
         workers=count("NIMA_WORKERS", settings) or usable_cores(),
-        engine=engine,
+        engine=one_of("NIMA_ENGINE", settings, ("local", "ray")),
         scratch=scratch,
         packages=workspace / Path(settings.get("NIMA_CACHE", scratch / "packages")).expanduser(),
         dvc_cache=dvc_cache_of(workspace),
+        workspace=workspace,
+        settings=settings,
+        telling=telling_of(settings, workspace),
     )
+
+
+def telling_of(settings: Mapping[str, str], workspace: Path) -> Telling:
+    log_file = settings.get("NIMA_LOG_FILE")
+    return Telling(
+        trackers=trackers_of(settings),
+        run_name=settings.get("NIMA_RUN_NAME"),
+        tags=listed("NIMA_TAGS", settings),
+        histograms=count("NIMA_HISTOGRAMS", settings),
+        track_model=one_of("NIMA_TRACK_MODEL", settings, ("0", "1")) == "1",
+        log_level=one_of("NIMA_LOG_LEVEL", settings, LOG_LEVELS, default="info"),
+        log_file=workspace / Path(log_file).expanduser() if log_file else None,
+        monitor_seconds=seconds("NIMA_MONITOR_SECONDS", settings, default=5.0),
+        profile=one_of("NIMA_PROFILE", settings, ("0", "1")) == "1",
+    )
+
+
+def trackers_of(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """The trackers asked for, each once; whether they can be had shows before any work is done."""
+    names = tuple(dict.fromkeys(listed("NIMA_TRACKERS", settings)))
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"NIMA_TRACKERS: expected any of {', '.join(TRACKERS)}, found {name!r}")
+        if not all(map(is_installed, TRACKERS[name])):
+            raise UserError(f"NIMA_TRACKERS: {name} needs the extra {name}: pip install 'nima-lm[{name}]'")
+    return names
+
+
+def is_installed(package: str) -> bool:
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
 
 
 def dvc_cache_of(workspace: Path) -> Path:
@@ -91,7 +183,7 @@ def physical_cores() -> int:
     return psutil.cpu_count(logical=False) or usable_cores()
 
 
-def count(key: str, settings: dict[str, str]) -> int | None:
+def count(key: str, settings: Mapping[str, str]) -> int | None:
     """A setting that is a number of at least 1; None if it is not set."""
     setting = settings.get(key)
     if setting is None:
@@ -99,6 +191,31 @@ def count(key: str, settings: dict[str, str]) -> int | None:
     if not setting.isdecimal() or int(setting) < 1:
         raise UserError(f"{key}: expected a whole number of at least 1, found {setting!r}")
     return int(setting)
+
+
+def seconds(key: str, settings: Mapping[str, str], default: float) -> float:
+    """A setting that is a time; 0 stands for never."""
+    setting = settings.get(key, str(default))
+    try:
+        found = float(setting)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise UserError(f"{key}: expected seconds, 0 or more, found {setting!r}")
+    return found
+
+
+def one_of(key: str, settings: Mapping[str, str], choices: Sequence[str], default: str | None = None) -> str:
+    """A setting that is one of a few words, the first by default."""
+    found = settings.get(key, default or choices[0])
+    if found not in choices:
+        raise UserError(f"{key}: expected {', '.join(choices[:-1])} or {choices[-1]}, found {found!r}")
+    return found
+
+
+def listed(key: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """A setting that is a list with commas between its members."""
+    return tuple(filter(None, map(str.strip, settings.get(key, "").split(","))))
 
 
 def dotenv(path: Path) -> dict[str, str]:
