@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-from nima import pretrained, splits
+from nima import metrics, pretrained, splits
 from nima.checkpoint import drop_stored
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
-from nima.metrics import write_metrics
 from nima.outputs import write_files
 from nima.params import Params
 from nima.pictures import draw_bars
@@ -16,6 +15,7 @@ from nima.signals import StopRequest
 from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
+from nima.trackers import tell_trackers
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
@@ -28,10 +28,10 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
         parts = scorer(model.to(device), poll=stop.check)
         seconds = time.perf_counter() - started
         card = scorecard(parts, scored_text(scorer, words), poll=stop.check)
-    write_metrics("evaluate", card)
-    bars = bits_per_byte(card)
-    plots = write_files(Path("plots/evaluate"), tables(bars))
+    metrics.write_metrics("evaluate", card)
+    plots = write_files(Path("plots/evaluate"), tables(bars := bits_per_byte(card)))
     draw_bars(plots / "bits_per_byte.png", "Test text: smaller is better", "bits per byte", bars[ALL_TEXT])
+    tell_trackers(runtime, folder, metrics={"evaluate": card})
     drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
     return {"scoring_seconds": seconds, "tokens_per_second": card["test"]["tokens"] / seconds}
 

@@ -11,6 +11,7 @@ from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
 from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
+from nima.trackers import tell_trackers
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
@@ -22,7 +23,9 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
         seconds = time.perf_counter() - started
     files = {"samples.jsonl": samples.jsonl(written), "samples.md": samples.markdown(written)}
     write_files(Path("data/samples"), files)
-    write_metrics("generate_samples", samples.scores(written))
+    scores = samples.scores(written)
+    write_metrics("generate_samples", scores)
+    tell_trackers(runtime, folder, metrics={"samples": scores}, texts={"samples": files["samples.md"]})
     num_tokens = sum(len(sample.tokens) for sample in written)
     return {"generation_seconds": seconds, "tokens_per_second": num_tokens / seconds}
 

@@ -47,6 +47,7 @@ LAYERS = (
         "stopping",
         "checkpoint",
         "run_record",
+        "trackers",
         "tracking",
         "monitor",
         "speed",
@@ -90,6 +91,7 @@ LAYERS = (
         "experiment_commands",
     ),
     ("ci",),
+    ("recipe", "observation", "data_report", "stage", "provision"),
     ("cli",),
 )
 # The one module that may import each heavy package.
@@ -135,6 +137,10 @@ OWNERS = {
     "rich": {"nima.progress", "nima.inspection.terminal"},
     "psutil": {"nima.runtime", "nima.hardware", "nima.monitor"},
     "pynvml": {"nima.hardware"},
+    "tensorboard": {"nima.trackers.to_tensorboard"},
+    "wandb": {"nima.trackers.to_wandb"},
+    "comet_ml": {"nima.trackers.to_comet"},
+    "mlflow": {"nima.trackers.to_mlflow"},
     "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
     "vl_convert": {"nima.provision"},
 }

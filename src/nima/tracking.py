@@ -1,5 +1,6 @@
 """One run's metrics, logged through DVCLive."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dvclive import Live
@@ -12,8 +13,10 @@ PLOTS = Path("plots")
 class StageLive(Live):
     """DVCLive that writes metrics/STAGE.json and plots/STAGE/, touches no dvc.yaml and phones nobody."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *listeners: Callable[[Row], None]) -> None:
         self.stage = stage
+        self.listeners = listeners
+        """Hear each row too, the repeated history of a resumed run as well."""
         super().__init__(dir=str(PLOTS / stage), dvcyaml=False, save_dvc_exp=False)
 
     def _init_dvc(self) -> None:
@@ -39,6 +42,8 @@ class StageLive(Live):
         for name, value in row.items():
             if name != "step":
                 self.log_metric(name, value)
+        for listener in self.listeners:
+            listener(row)
 
     def finish(self, summary: Row) -> None:
         """Write the metrics file. (`Live.end()` would also git-add outputs that DVC caches.)"""

@@ -16,7 +16,7 @@ from nima.batches import TrainingBatches
 from nima.checkpoint import Checkpoint, RunFolder
 from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
-from nima.evaluation.likelihood import Scorer, total
+from nima.evaluation.likelihood import Likelihood, Scorer, total
 from nima.metrics import Row
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
@@ -112,12 +112,9 @@ def train(
         last = state.step == total_steps
         poll()
         if validation_due(state, settings, last):
-            metrics = total(scorer(model, poll)).metrics()
-            log(
-                run,
-                state,
-                {"step": state.step} | {f"validation/{key}": value for key, value in metrics.items()},
-            )
+            by_source = scorer(model, poll)
+            metrics = total(by_source).metrics()
+            log(run, state, validation_row(state.step, metrics, by_source))
             run.progress.say(
                 f"step {state.step}: validation loss {metrics['loss']:.4f}, "
                 f"{metrics['bits_per_byte']:.4f} bits per byte"
@@ -242,6 +239,15 @@ def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
     return state.step > state.validated_step and (last or state.step % settings.validate_every_steps == 0)
 
 
+def validation_row(step: int, metrics: dict[str, float], by_source: dict[str, Likelihood]) -> Row:
+    """The figures in total, and each source's where there are several."""
+    row = {"step": step} | {f"validation/{key}": value for key, value in metrics.items()}
+    for source, part in by_source.items() if len(by_source) > 1 else ():
+        figures = part.metrics()
+        row |= {f"validation/sources/{source}/{key}": figures[key] for key in ("loss", "bits_per_byte")}
+    return row
+
+
 def save_due(step: int, saved: float, settings: RunParams) -> bool:
     by_steps = settings.save_every_steps is not None and step > 0 and step % settings.save_every_steps == 0
     by_time = (
@@ -253,6 +259,7 @@ def save_due(step: int, saved: float, settings: RunParams) -> bool:
 def log(run: Run, state: State, row: Row) -> None:
     state.rows.append(row)
     run.live.log_row(row)
+    run.progress.row(row)
 
 
 def bits_per_byte(state: State) -> float:
