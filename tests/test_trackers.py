@@ -29,7 +29,7 @@ from nima.runtime import TRACKERS, Runtime
 from nima.trackers import tell_trackers
 from nima.trackers import trackers as trackers_module
 from nima.trackers.histograms import MAX_VALUES, histogram, histograms_of
-from nima.trackers.sender import in_one_line
+from nima.trackers.sender import Memory, in_one_line
 from nima.trackers.tracked_run import Ending
 from nima.trackers.trackers import Trackers, figures_in, flat
 
@@ -189,6 +189,22 @@ def test_mlflow_has_one_run_in_a_local_database(twice: Tracked) -> None:
     }
     assert run["files"] == ["model.safetensors", "params.yaml", "samples.md"]
     assert ("final/loss", 20, 0.5) in points
+
+
+def test_a_step_that_a_tracker_has_is_not_sent_again_not_even_after_a_roll_back(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "state.json", None)
+    for row in (
+        {"step": 2, "train/loss": 1.0},
+        {"step": 2, "validation/loss": 1.0},
+        {"step": 4, "train/loss": 1.0},
+    ):
+        assert memory.lacks(row)
+        memory.keep_row(row)
+    again = Memory(tmp_path / "state.json", None)
+    assert (again.rows, again.steps) == (3, {"train": 4, "validation": 2})
+    assert not again.lacks({"step": 4, "train/loss": 2.0})
+    assert not again.lacks({"step": 2, "train/loss": 2.0})
+    assert again.lacks({"step": 4, "validation/loss": 2.0})
 
 
 def contents_below(folder: Path) -> Iterator[bytes]:
