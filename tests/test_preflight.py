@@ -12,7 +12,7 @@ import pytest
 from conftest import Project
 from tiny_project import create_tiny_project
 
-from nima import preflight, processes
+from nima import other_processes, preflight
 from nima.errors import UserError
 from nima.preflight import findings, shell_findings
 
@@ -360,6 +360,6 @@ def test_without_git_on_the_path_one_line_says_so(project: Project, monkeypatch:
 
 
 def test_a_process_is_told_from_another_of_the_same_number() -> None:
-    assert processes.is_running(os.getpid(), "pytest")
-    assert not processes.is_running(os.getpid(), "queue-worker")
-    assert processes.state_of(os.getpid(), sys.executable) == "runs"
+    assert other_processes.is_running(os.getpid(), "pytest")
+    assert not other_processes.is_running(os.getpid(), "queue-worker")
+    assert other_processes.state_of(os.getpid(), sys.executable) == "runs"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima import git, processes
+from nima import git, other_processes
 from nima.dvc_command import dvc, environment, reason
 from nima.errors import UserError
 from nima.outputs import remove
@@ -101,7 +101,7 @@ class Queue:
         for path in (self.folder / "celery").glob("dvc-exp-worker-*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 process = json.loads(path.read_text(encoding="utf-8"))["pid"]
-                if processes.is_running(process, "queue-worker"):
+                if other_processes.is_running(process, "queue-worker"):
                     found.add(process)
         return found
 
@@ -131,7 +131,7 @@ class Queue:
     def is_alive(self, task: Task) -> bool:
         """Whether the process that runs the experiment is still at it."""
         info = self.dvc.proc.get(task.revision)
-        return info is not None and processes.is_running(info.pid, task.revision)
+        return info is not None and other_processes.is_running(info.pid, task.revision)
 
     def settle(self, task: Task) -> None:
         """Do what the worker of an abandoned task would have done at its end: keep the result, clean up."""

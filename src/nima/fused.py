@@ -88,7 +88,7 @@ class Normalise(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
         return normalise_backward(y_grad, y, scale), None
 
@@ -120,7 +120,7 @@ class NormaliseAndRotate(Function):
         return rotated(y * gain, cos_T1C, sin_T1C)
 
     @staticmethod
-    def backward(ctx: Any, grad_BTHC: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BTHC: Tensor) -> tuple[Tensor | None, ...]:
         y, scale, gain, cos, sin = ctx.saved_tensors
         unrotated = rotated(grad_BTHC, cos, -sin)
         gain_grad = (unrotated * y).sum(dim=(0, 1), dtype=ctx.gain_dtype)
@@ -161,7 +161,7 @@ class CausalAttention(Function):
         return by_position(y, heads)
 
     @staticmethod
-    def backward(ctx: Any, y_grad_BTHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, y_grad_BTHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, *kept = ctx.saved_tensors
         y_grad = by_key_head(y_grad_BTHC, ctx.heads)
         q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -218,7 +218,7 @@ class SquaredReluMLP(Function):
         return squared @ down.T
 
     @staticmethod
-    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, up, down, active, squared = ctx.saved_tensors
         down_grad = y_grad.T @ squared
         # 2 · active is the derivative of the square, and zero where the ReLU is.
@@ -254,7 +254,7 @@ class LinearCrossEntropy(Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         x_grad, weight_grad = ctx.saved_tensors
         return x_grad * scale, weight_grad * scale, None
 

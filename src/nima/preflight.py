@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima import git, processes
+from nima import git, other_processes
 from nima.errors import UserError
 from nima.revisions import experiment_refs
 from nima.unseen import Unseen, unseen_files
@@ -90,7 +90,7 @@ def locks(root: Path, *, apart: bool) -> Iterator[Finding]:
         return
     for process, command in sorted(holders.items()):
         what = f"`{short(command)}` (process {process})"
-        match processes.state_of(process, command):
+        match other_processes.state_of(process, command):
             case "runs":
                 line = f"{what} works in this workspace: wait for its end, or use --queue or --temp"
                 yield Finding(not apart, line)
@@ -109,7 +109,7 @@ def short(command: str) -> str:
 def left_folders(root: Path) -> Iterator[Finding]:
     """Copies that killed temporary runs left: `dvc exp show` calls these running for ever."""
     for folder in sorted((root / COPIES / "standalone").glob("tmp*")):
-        if not processes.is_in_use(folder):
+        if not other_processes.is_in_use(folder):
             place = folder.relative_to(root)
             line = f"{place}: left by a killed temporary run, shown as running for ever: rm -rf {place}"
             yield Finding(False, line)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima import git, processes, runtime
+from nima import git, other_processes, runtime
 from nima.dvc_command import environment
 from nima.errors import UserError
 from nima.outputs import writing_to
@@ -131,7 +131,7 @@ class SharedClone:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Ask the running stage to stop: it saves its state, and DVC ends as with any stage that failed."""
-    stages = processes.descendants(process.pid, [f"stages.{name}" for name in STAGES])
+    stages = other_processes.descendants(process.pid, [f"stages.{name}" for name in STAGES])
     for stage in stages:
         with suppress(ProcessLookupError):
             os.kill(stage, signal.SIGTERM)
@@ -147,7 +147,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def wait_until_unused(project: Path) -> None:
     """Wait for stages whose DVC is gone. Raises `UserError` if they don't end."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while processes.is_in_use(project):
+    while other_processes.is_in_use(project):
         if time.monotonic() > deadline:
             raise UserError(
                 f"{project}: a process of an earlier run still works there; end it, then run again"

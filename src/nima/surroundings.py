@@ -8,11 +8,11 @@ import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from nima.hardware import cpu_model
 from nima.metrics import METRICS, write_json
 from nima.runtime import Runtime, physical_cores
 
@@ -22,7 +22,6 @@ PACKAGES = (
     *("torch", "numpy", "tokenizers", "tiktoken", "sentencepiece", "transformers", "safetensors"),
     *("pyarrow", "ftfy", "selectolax", "chardet", "py3langid", "dvclive"),
 )
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def write_environment(stage: str, runtime: Runtime) -> None:
@@ -54,15 +53,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def cpu_model() -> str:
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def gpus() -> list[str]:

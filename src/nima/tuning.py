@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nima import git, params_file, processes, runtime
+from nima import git, other_processes, params_file, runtime
 from nima.errors import UserError
 from nima.params import TuneParams
 from nima.revisions import CURVES, SHORT, Revision, experiment_refs
@@ -200,7 +200,7 @@ class Watch:
 
     def __call__(self, process: int) -> bool:
         # Before the stage runs, the curve of the commit under it lies there; DVC removes that first.
-        if processes.descendants(process, ["stages.train"]):
+        if other_processes.descendants(process, ["stages.train"]):
             self.gave_up = self.trial.report(self.curve())
         return self.gave_up
 
