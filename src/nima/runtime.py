@@ -23,6 +23,8 @@ NIMA_PROFILE          1: torch.profiler's trace and table of some steps in .nima
 """
 
 import configparser
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -246,5 +248,19 @@ def set_up_torch(runtime: Runtime) -> "torch.device":
         raise UserError("NIMA_DEVICE: found cuda, but no CUDA device is available; set cpu or auto")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(True)
+    keep_freed_memory()
     torch.set_num_threads(runtime.threads)
     return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what tensors free for the next ones, where there is a glibc.
+
+    Else it gives large blocks back to the system, and gets them again page by page, many times a step.
+    """
+    no_mmap, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(no_mmap, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 * 2**20)
