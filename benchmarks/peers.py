@@ -72,14 +72,14 @@ class GPT(nn.Module):
                 std = 0.02 / math.sqrt(2 * shape.num_layers) if into_residual else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def logits(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(ids).flatten(0, 1), targets.flatten())
+        return F.cross_entropy(self.head(self.hidden(ids)).flatten(0, 1), targets.flatten())
 
 
 def nanogpt_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
