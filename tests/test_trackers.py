@@ -251,17 +251,26 @@ BROKEN: dict[str, tuple[str, dict[str, str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], float]]:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], float, bytes]]:
     """What each broken tracker said, and the longest time that a row took, in seconds. All at once."""
-    opened_ones: dict[str, tuple[Trackers, list[str], float]] = {}
+    opened_ones: dict[str, tuple[Trackers, list[str], float, Path]] = {}
     with bare_home(tmp_path_factory):
         for case, (name, settings, _) in BROKEN.items():
             said: list[str] = []
-            trackers = opened(tmp_path_factory.mktemp("broken"), name, said, **settings)
-            opened_ones[case] = (trackers, said, max(seconds_of(trackers, row) for row in ROWS))
-        for trackers, _, _ in opened_ones.values():
+            folder = tmp_path_factory.mktemp("broken")
+            trackers = opened(folder, name, said, **settings)
+            opened_ones[case] = (
+                trackers,
+                said,
+                max(seconds_of(trackers, row) for row in ROWS),
+                folder / ".nima",
+            )
+        for trackers, *_ in opened_ones.values():
             trackers.end(Ending("finished"))
-    return {case: (said, longest) for case, (_, said, longest) in opened_ones.items()}
+    return {
+        case: (said, longest, b"".join(contents_below(folder)))
+        for case, (_, said, longest, folder) in opened_ones.items()
+    }
 
 
 def seconds_of(trackers: Trackers, row: dict[str, Any]) -> float:
@@ -272,10 +281,10 @@ def seconds_of(trackers: Trackers, row: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_tracker_is_one_line_and_the_run_goes_on(
-    broken: dict[str, tuple[list[str], float]], case: str
+    broken: dict[str, tuple[list[str], float, bytes]], case: str
 ) -> None:
     name, _, reason = BROKEN[case]
-    said, longest = broken[case]
+    said, longest, written = broken[case]
     assert len(said) == 1, said
     assert said[0].startswith(f"{name}: ")
     assert reason in said[0]
@@ -283,6 +292,9 @@ def test_a_broken_tracker_is_one_line_and_the_run_goes_on(
     assert "\n" not in said[0]
     assert KEY not in said[0]
     assert "s3cr3t" not in said[0]
+    assert b"Traceback" in written, "its log says more"
+    assert KEY.encode() not in written
+    assert b"s3cr3t" not in written
     assert longest < 1.0
 
 

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,7 @@ def main(name: str) -> None:
             answer(answers, done=True)
         except Exception as error:  # a tracker's library may raise anything, and none of it matters
             answer(answers, failed=in_one_line(str(error) or type(error).__name__))
-            raise
+            sys.exit(without_secrets(traceback.format_exc()))
 
 
 def stand_back() -> None:
@@ -153,12 +154,18 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def in_one_line(text: str) -> str:
-    """Without the secrets of the environment and of URLs, and not too long."""
-    text = re.sub(r"(?<=//)[^/@\s]+@", "***@", " ".join(text.split()))
+def without_secrets(text: str) -> str:
+    """Without those of the environment and of URLs."""
+    text = re.sub(r"(?<=//)[^/@\s]+@", "***@", text)
     for key, value in os.environ.items():
         if len(value) >= 8 and any(word in key for word in SECRETS):
             text = text.replace(value, "***")
+    return text
+
+
+def in_one_line(text: str) -> str:
+    """Without secrets, and not too long."""
+    text = " ".join(without_secrets(text).split())
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 
 
