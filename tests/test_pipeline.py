@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_new_document_reruns_everything_and_a_prompt_its_gate_and_the_samples(
     assert stages_run(project.dvc("repro").stdout) == ALL_STAGES
     project.set_params({"generate": {"prompts": ["Mount the"]}})
     assert stages_run(project.dvc("repro").stdout) == ["split", "generate_samples"]
+
+
+def test_a_stage_of_the_committed_run_comes_out_again_in_a_clean_clone(project: Project) -> None:
+    done = project.run(sys.executable, "-m", "nima.cli", "verify", "--stage", "evaluate")
+    first = done.stdout.splitlines()[0]
+    assert re.fullmatch(r"# HEAD \([0-9a-f]{7}\): (\d+) of \1 outputs are equal", first)
+    assert "Versions that are not" not in done.stdout
+    assert json.loads(project.read("metrics/environment.json")).keys() == set(ALL_STAGES)
 
 
 def test_a_key_that_changes_no_result_reruns_nothing(project: Project) -> None:
