@@ -53,5 +53,6 @@ constraints: ## resolve newest versions anew into constraints.txt, in an environ
 	build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f >>build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
-clean: ## remove the environment and unfinished work; DVC's outputs and cache stay
-	rm -rf $(VENV) .nima build
+clean: ## remove the environment and unfinished work; records of runs, DVC's outputs and cache stay
+	rm -rf $(VENV) build
+	if test -d .nima; then find .nima -mindepth 1 -maxdepth 1 ! -name records -exec rm -rf {} +; fi
