@@ -179,8 +179,7 @@ def kill_both_workers(project: Project, killed: list[int]) -> None:
 def test_killed_workers_cost_at_most_their_own_experiment(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NAP", "3")
-    monkeypatch.setattr("nima.experiment_queue.START_SECONDS", 8.0)
+    monkeypatch.setenv("NAP", "4")
     killed: list[int] = []
     killer = threading.Thread(target=kill_both_workers, args=(project, killed))
     killer.start()
