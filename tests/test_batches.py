@@ -278,6 +278,9 @@ def test_too_little_text_for_one_block_is_one_line(sizes: list[int]) -> None:
 def test_a_run_has_whole_updates_for_its_epochs() -> None:
     batches = batches_of(numbered([40]), per_batch=3)  # 10 blocks an epoch
     assert steps_of(7, None, batches) == 7
+    per_batch = int(batches.tokens_per_batch)
+    lengths = (1, per_batch, per_batch + 1)
+    assert [steps_of(None, None, batches, max_tokens) for max_tokens in lengths] == [1, 1, 2]
     assert [steps_of(None, epochs, batches) for epochs in (0.01, 1.0, 3.0, 3.1)] == [1, 4, 10, 11]
     assert batches.epochs(20) == 6.0
     assert batches.epochs_by_source(20) == {}

@@ -57,3 +57,32 @@ def test_a_mixture_names_every_source_and_nothing_else() -> None:
         ("training.mixture.wkii", "no source has this name; did you mean 'wiki'?"),
         ("training.mixture", "no share for wiki, code; give every source one (0 leaves it out)"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"max_tokens": 99}, "", "needs exactly one of max_steps, max_epochs and max_tokens"),
+        ({"warmup_steps": 2, "warmup_fraction": 0.1}, "warmup_fraction", "0.1 excludes warmup_steps"),
+        ({"schedule": "wsd"}, "decay_fraction", "must be below 1: wsd is stable before it decays"),
+        ({"decay_shape": "1-sqrt"}, "decay_shape", "is for schedule wsd, not cosine"),
+        ({"schedule": "cosine_restarts"}, "num_cycles", "1 must be at least 2"),
+        ({"num_cycles": 3}, "num_cycles", "3 is for schedule cosine_restarts, not cosine"),
+        ({"optimizer": "schedule_free"}, "schedule", "'cosine' must be constant"),
+        (
+            {"optimizer": "schedule_free", "schedule": "constant", "beta1": 0.0},
+            "beta1",
+            "0.0 must be above 0",
+        ),
+        ({"optimizer": "sgd", "momentum": 0.0}, "nesterov", "must be false without momentum"),
+    ],
+)
+def test_rules_that_exclude_each_other_are_named(changes: dict[str, Any], key: str, message: str) -> None:
+    [(found, said)] = problems_of(**changes)
+    assert found == key
+    assert message in said
+
+
+def test_a_run_is_as_long_as_steps_epochs_or_tokens_say() -> None:
+    training(max_steps=None, max_tokens=1000)
+    training(max_steps=None, max_epochs=0.5)

@@ -63,7 +63,12 @@ def documents() -> ListedDocuments:
 
 
 def model_of(
-    model: type[Decoder] = Decoder, *, dropout: float = 0.0, tied: bool = False, overflow: int = 0
+    model: type[Decoder] = Decoder,
+    *,
+    dropout: float = 0.0,
+    tied: bool = False,
+    overflow: int = 0,
+    mlp_width: int = 64,
 ) -> Decoder:
     config = DecoderConfig(
         vocab_size=VOCABULARY,
@@ -72,7 +77,7 @@ def model_of(
         num_heads=2,
         num_kv_heads=1,
         mlp="swiglu" if tied else "relu2",
-        mlp_width=64,
+        mlp_width=mlp_width,
         context_tokens=16,
         dropout=dropout,
         tie_embeddings=tied,
@@ -219,6 +224,14 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "constant"},
         {"dropout": 0.1},
     ),
+    "sgd": ({"optimizer": "sgd"}, {}),
+    "adam": ({"optimizer": "adam", "schedule": "wsd", "decay_fraction": 0.5, "decay_shape": "1-sqrt"}, {}),
+    "relative steps": (
+        {"optimizer": "adamw_scale", "schedule": "cosine_restarts", "num_cycles": 2, "precision": "bf16"},
+        {},
+    ),
+    "8 bits": ({"optimizer": "adamw_8bit"}, {"mlp_width": 256}),
+    "schedule-free": ({"optimizer": "schedule_free", "schedule": "constant"}, {"dropout": 0.1}),
     "early stopping": (
         {
             "early_stopping": EarlyStoppingParams(metric="accuracy", patience=2, min_delta=0.5),

@@ -16,6 +16,7 @@ from nima.evaluation.likelihood import Scorer, scorer_of
 from nima.metrics import Row, read_metrics
 from nima.model_card import trained_card
 from nima.params import Params
+from nima.schedule import warmup_steps_of
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 from nima.training import Result, Run
@@ -60,11 +61,10 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
         micro_batch_tokens=settings.micro_batch_tokens,
         precision=settings.precision,
     )
-    total_steps = steps_of(settings.max_steps, settings.max_epochs, batches)
-    if settings.warmup_steps >= total_steps:
-        raise UserError(
-            f"training.warmup_steps: {settings.warmup_steps} must be below the run's {total_steps} steps"
-        )
+    total_steps = steps_of(settings.max_steps, settings.max_epochs, batches, settings.max_tokens)
+    warmup_steps = warmup_steps_of(settings.warmup_steps, settings.warmup_fraction, total_steps)
+    if warmup_steps >= total_steps:
+        raise UserError(f"training.warmup_steps: {warmup_steps} must be below the run's {total_steps} steps")
     return Recipe(model.to(device), words, batches, scorer, total_steps, text.totals(parts["train"]))
 
 

@@ -21,7 +21,7 @@ from nima.metrics import Row
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
 from nima.progress import TrainingProgress
-from nima.schedule import lr_factor
+from nima.schedule import lr_factor, warmup_steps_of
 from nima.signals import StopRequest
 from nima.stopping import EarlyStopping, improves
 from nima.targets import IGNORED
@@ -74,7 +74,8 @@ def train(
     total_steps: int,
     run: Run,
 ) -> Result:
-    """Train `model` in place for `total_steps` updates, or until early stopping.
+    """Train `model` in place for `total_steps` updates, or until early stopping. (A rule that averages
+    leaves the average in it.)
 
     `scorer` scores the validation part. Raises `Interrupted` after a stop signal, with the progress saved,
     and `NonFiniteError` when loss or gradient is not finite.
@@ -85,6 +86,7 @@ def train(
     stopper = EarlyStopping(
         settings.early_stopping.metric, settings.early_stopping.patience, settings.early_stopping.min_delta
     )
+    warmup_steps = warmup_steps_of(settings.warmup_steps, settings.warmup_fraction, total_steps)
     state = restore(run, model, optimizer, scaler, stopper)
     state.threads = torch.get_num_threads()
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
@@ -99,7 +101,8 @@ def train(
     def save() -> None:
         nonlocal saved
         state.stopper, state.scaler = stopper.state(), scaler.state_dict()
-        run.folder.save(Checkpoint(state.step, weights_of(model), optimizer.tensors(), vars(state)))
+        with optimizer.weights("trained"):
+            run.folder.save(Checkpoint(state.step, weights_of(model), optimizer.tensors(), vars(state)))
         saved = time.perf_counter()
 
     def poll() -> None:
@@ -112,17 +115,18 @@ def train(
         last = state.step == total_steps
         poll()
         if validation_due(state, settings, last):
-            by_source = scorer(model, poll)
-            metrics = total(by_source).metrics()
+            with optimizer.weights("averaged"):
+                by_source = scorer(model, poll)
+                metrics = total(by_source).metrics()
+                value = metrics[settings.best_metric]
+                if improves(settings.best_metric, value, state.best["value"] if state.best else None):
+                    state.best = run.folder.save_best(state.step, weights_of(model))
+                    state.best |= {"step": state.step, "value": value}
             log(run, state, validation_row(state.step, metrics, by_source))
             run.progress.say(
                 f"step {state.step}: validation loss {metrics['loss']:.4f}, "
                 f"{metrics['bits_per_byte']:.4f} bits per byte"
             )
-            value = metrics[settings.best_metric]
-            if improves(settings.best_metric, value, state.best["value"] if state.best else None):
-                state.best = run.folder.save_best(state.step, weights_of(model))
-                state.best |= {"step": state.step, "value": value}
             stopper(metrics[stopper.metric])
             state.validated_step = state.step
 
@@ -133,6 +137,7 @@ def train(
 
         # Stop?
         if done:
+            optimizer.hold("averaged")
             break
 
         # Update
@@ -140,9 +145,12 @@ def train(
             state.step,
             total_steps,
             schedule=settings.schedule,
-            warmup_steps=settings.warmup_steps,
+            warmup_steps=warmup_steps,
             decay_fraction=settings.decay_fraction,
             min_lr_ratio=settings.min_lr_ratio,
+            decay_shape=settings.decay_shape,
+            num_cycles=settings.num_cycles,
+            cycle_growth=settings.cycle_growth,
         )
         optimizer.set_rate(factor)
         optimizer.zero_grad()

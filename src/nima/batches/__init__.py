@@ -125,11 +125,15 @@ def documents_by_source(
     return {name: found for name, found in chosen.items() if shares[name] > 0}
 
 
-def steps_of(max_steps: int | None, max_epochs: float | None, batches: TrainingBatches) -> int:
-    """The length of a run in updates; epochs are rounded up to whole updates.
+def steps_of(
+    max_steps: int | None, max_epochs: float | None, batches: TrainingBatches, max_tokens: int | None = None
+) -> int:
+    """The length of a run in updates; epochs and tokens are rounded up to whole updates.
 
-    An epoch of a mixture is as many rows as its sources have together.
+    An epoch of a mixture is as many rows as its sources have together. Padding is no token.
     """
     if max_steps is not None:
         return max_steps
+    if max_tokens is not None:
+        return math.ceil(max_tokens / batches.tokens_per_batch)
     return max(1, math.ceil((max_epochs or 0) * batches.order.units_per_epoch / batches.units_per_batch))

@@ -27,6 +27,7 @@ class TrainingParams(Section):
     seed: Seed
     max_steps: PositiveInt | None = None
     max_epochs: PositiveFloat | None = None
+    max_tokens: PositiveInt | None = None
     batching: Literal["blocks", "packed", "padded"] = "blocks"
     mask_documents: bool = False
     mixture: dict[str, NonNegativeFloat] = Field(default={})
@@ -34,18 +35,23 @@ class TrainingParams(Section):
     batch_tokens: PositiveInt
     micro_batch_tokens: PositiveInt
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw", "adam", "sgd", "adamw_scale", "adamw_8bit", "schedule_free"] = "muon"
     lr: PositiveFloat
     embedding_lr_ratio: PositiveFloat = 1.0
     head_lr_ratio: PositiveFloat = 1.0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: NonNegativeInt = 0
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    num_cycles: Annotated[int, Field(ge=1, le=1000)] = 1
+    cycle_growth: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     min_lr_ratio: Ratio = 0.0
     weight_decay: NonNegativeFloat = 0.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    nesterov: bool = True
     max_grad_norm: PositiveFloat | None = 1.0
     log_every_steps: PositiveInt = 1
     validate_every_steps: PositiveInt = 100
@@ -57,15 +63,39 @@ class TrainingParams(Section):
     @model_validator(mode="after")
     def agrees_with_itself(self) -> Self:
         problems = []
-        if (self.max_steps is None) == (self.max_epochs is None):
-            problems += [("", "needs exactly one of max_steps and max_epochs")]
+        if (self.max_steps, self.max_epochs, self.max_tokens).count(None) != 2:
+            problems += [("", "needs exactly one of max_steps, max_epochs and max_tokens")]
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             problems += [("warmup_steps", f"{self.warmup_steps} must be below max_steps ({self.max_steps})")]
+        problems += self.rules_that_exclude_each_other()
         problems += self.rows_of_unlike_length() if self.batching == "padded" else self.whole_blocks()
         if self.mixture and not any(self.mixture.values()):
             problems += [("mixture", "needs a share above 0")]
         refuse(problems)
         return self
+
+    def rules_that_exclude_each_other(self) -> list[tuple[str, str]]:
+        """Problems with optimizer and schedule."""
+        problems = []
+        if self.warmup_steps and self.warmup_fraction:
+            problems += [("warmup_fraction", f"{self.warmup_fraction} excludes warmup_steps; set one to 0")]
+        if self.schedule == "wsd" and self.decay_fraction == 1:
+            problems += [("decay_fraction", "1.0 must be below 1: wsd is stable before it decays")]
+        if self.schedule != "wsd" and self.decay_shape != "linear":
+            problems += [("decay_shape", f"{self.decay_shape!r} is for schedule wsd, not {self.schedule}")]
+        if self.schedule == "cosine_restarts" and self.num_cycles == 1:
+            problems += [("num_cycles", "1 must be at least 2 for schedule cosine_restarts")]
+        if self.schedule != "cosine_restarts" and (self.num_cycles, self.cycle_growth) != (1, 1.0):
+            message = f"{self.num_cycles} is for schedule cosine_restarts, not {self.schedule}"
+            problems += [("num_cycles", message)]
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            message = f"{self.schedule!r} must be constant: schedule_free averages in place of a decay"
+            problems += [("schedule", message)]
+        if self.optimizer == "schedule_free" and self.beta1 == 0:
+            problems += [("beta1", "0.0 must be above 0: schedule_free interpolates by it")]
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            problems += [("nesterov", "must be false without momentum")]
+        return problems
 
     def whole_blocks(self) -> list[tuple[str, str]]:
         """Problems with the numbers of tokens when all rows have block_tokens."""
