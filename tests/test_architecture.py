@@ -45,6 +45,7 @@ LAYERS = (
         "optimizer",
         "schedule",
         "stopping",
+        "plateau",
         "checkpoint",
         "run_record",
         "trackers",
@@ -57,7 +58,7 @@ LAYERS = (
         "pictures",
     ),
     ("evaluation", "generation", "samples", "inspection"),
-    ("training",),
+    ("steering", "training"),
     ("model_card", "recipe", "observation", "data_report", "stage", "provision"),
     ("other_processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
     (

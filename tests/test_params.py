@@ -335,7 +335,10 @@ def test_an_unknown_key_gets_the_nearest_known_one(
 
 def test_an_unknown_key_near_no_other_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     problem = only_problem(edited(tmp_path, ("    patience: 0", "    patience: 0\n    zzz: 1")))
-    assert problem.endswith("training.early_stopping.zzz: unknown key; known: metric, patience, min_delta")
+    assert problem.endswith(
+        "training.early_stopping.zzz: unknown key; known: metric, patience, min_delta, "
+        "degradation, gradient_collapse, gradient_explosion, lr_plateau"
+    )
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

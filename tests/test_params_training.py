@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nima.params import TrainingParams
-from nima.params.training import mixture_problems
+from nima.params import EarlyStoppingParams, PlateauParams, RecoveryParams, TrainingParams
+from nima.params.training import metric_problems, mixture_problems
 
 
 def training(**changes: Any) -> TrainingParams:
@@ -18,6 +18,10 @@ def problems_of(**changes: Any) -> list[tuple[str, str]]:
     with pytest.raises(ValidationError) as caught:
         training(**changes)
     return [problem for error in caught.value.errors() for problem in error["ctx"]["problems"]]
+
+
+def stopping(**changes: Any) -> EarlyStoppingParams:
+    return EarlyStoppingParams.model_validate(changes)
 
 
 @pytest.mark.parametrize("batching", ["blocks", "packed"])
@@ -75,6 +79,23 @@ def test_a_mixture_names_every_source_and_nothing_else() -> None:
             "0.0 must be above 0",
         ),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov", "must be false without momentum"),
+        ({"plateau": PlateauParams(patience=9)}, "plateau", "is for schedule plateau, not cosine"),
+        ({"non_finite": "roll_back"}, "non_finite", "needs recovery.max_recoveries above 0"),
+        (
+            {"recovery": RecoveryParams(max_recoveries=1)},
+            "recovery.max_recoveries",
+            "nothing calls for it",
+        ),
+        (
+            {"early_stopping": stopping(lr_plateau={"ratio": 0.1}), "schedule": "constant"},
+            "early_stopping.lr_plateau.ratio",
+            "0.1 is never reached: constant schedule",
+        ),
+        (
+            {"early_stopping": stopping(lr_plateau={"ratio": 0.1}), "min_lr_ratio": 0.2},
+            "early_stopping.lr_plateau.ratio",
+            "0.1 is never reached: min_lr_ratio is 0.2",
+        ),
     ],
 )
 def test_rules_that_exclude_each_other_are_named(changes: dict[str, Any], key: str, message: str) -> None:
@@ -86,3 +107,36 @@ def test_rules_that_exclude_each_other_are_named(changes: dict[str, Any], key: s
 def test_a_run_is_as_long_as_steps_epochs_or_tokens_say() -> None:
     training(max_steps=None, max_tokens=1000)
     training(max_steps=None, max_epochs=0.5)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"patience": 2},
+        {"degradation": {"ratio": 0.1}},
+        {"gradient_collapse": {"norm": 1e-6}},
+        {"gradient_explosion": {"ratio": 10.0}},
+    ],
+)
+def test_recovery_goes_with_any_rule_that_going_back_could_help(rules: dict[str, Any]) -> None:
+    training(early_stopping=stopping(**rules), recovery=RecoveryParams(max_recoveries=2))
+    training(non_finite="roll_back", recovery=RecoveryParams(max_recoveries=2))
+
+
+@pytest.mark.parametrize("metric", ["loss", "wiki/loss", "my-code_2/bits_per_byte", "accuracy"])
+def test_a_metric_is_of_the_whole_or_of_one_source(metric: str) -> None:
+    assert stopping(metric=metric).metric == metric
+
+
+@pytest.mark.parametrize("metric", ["los", "loss/wiki", "wiki/", "/loss", "a/b/loss"])
+def test_no_other_text_is_a_metric(metric: str) -> None:
+    with pytest.raises(ValidationError, match="string_pattern_mismatch"):
+        stopping(metric=metric)
+
+
+def test_a_metric_of_an_unknown_source_is_named() -> None:
+    rules = stopping(metric="wkii/loss", degradation={"metric": "code/accuracy"})
+    found = metric_problems(training(early_stopping=rules), ["wiki", "code"])
+    [(key, message)] = found
+    assert key == "training.early_stopping.metric"
+    assert message == "wkii/loss: no source has this name; did you mean 'wiki'?"

@@ -1,16 +1,26 @@
-"""When a run stops early."""
+"""When a run stops early: each rule alone, as anybody's loop could use it."""
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nima.stopping import EarlyStopping, improves
+from nima.stopping import (
+    FIRST_UPDATES,
+    Degradation,
+    EarlyStopping,
+    GradientCollapse,
+    GradientExplosion,
+    LearningRatePlateau,
+    Rule,
+    improves,
+)
 
 
-def decisions(stopper: EarlyStopping, values: list[float]) -> list[bool]:
+def decisions(stopper: Rule, values: list[float]) -> list[bool]:
     return [stopper(value) for value in values]
 
 
@@ -56,17 +66,98 @@ def test_without_patience_it_never_stops(values: list[float]) -> None:
     assert not any(decisions(EarlyStopping("loss", patience=0), values))
 
 
-@given(
-    st.lists(st.floats(-10, 10), max_size=30),
-    st.integers(0, 30),
-    st.integers(0, 5),
-    st.sampled_from(["loss", "accuracy"]),
+def test_the_metric_of_a_source_has_the_direction_of_its_kind() -> None:
+    assert improves("wiki/accuracy", 0.5, 0.4)
+    assert improves("accuracy/loss", 0.4, 0.5)  # a source may be called like a metric
+
+
+# -------------------------------------------------------------------------------------------- other rules
+
+
+def test_a_degradation_is_measured_from_the_best_by_its_share() -> None:
+    rule = Degradation("loss", ratio=0.1, patience=2)
+    assert decisions(rule, [2.0, 2.3, 2.19, 2.3, 2.21]) == [False, False, False, False, True]
+    assert rule.best == 2.0
+    assert decisions(Degradation("accuracy", 0.5), [0.8, 0.41, 0.39]) == [False, False, True]
+
+
+def test_nan_is_a_degradation_once_there_is_a_best() -> None:
+    assert decisions(Degradation("loss", 0.1), [math.nan, 3.0, math.nan]) == [False, False, True]
+
+
+def test_a_gradient_collapses_when_it_stays_small() -> None:
+    rule = GradientCollapse(norm=0.01, patience=3)
+    assert decisions(rule, [1.0, 0.001, 0.001, 0.5, 0.0, 0.0, 0.0]) == [False] * 6 + [True]
+
+
+def test_a_gradient_explodes_against_its_own_mean() -> None:
+    usual = [1.0, 3.0] * (FIRST_UPDATES // 2)
+    rule = GradientExplosion(ratio=5.0)
+    assert not any(decisions(rule, [*usual, 9.0]))
+    assert rule.mean == pytest.approx((sum(usual) + 9.0) / (FIRST_UPDATES + 1))
+    assert rule(5.1 * rule.mean)
+
+
+def test_the_first_gradients_are_usual_whatever_they_are() -> None:
+    assert not any(decisions(GradientExplosion(ratio=2.0), [10.0**n for n in range(FIRST_UPDATES)]))
+
+
+@pytest.mark.parametrize("norm", [math.inf, math.nan, 1e9])
+def test_an_explosion_does_not_become_the_usual(norm: float) -> None:
+    rule = GradientExplosion(ratio=5.0, patience=3)
+    assert decisions(rule, [1.0] * FIRST_UPDATES + [norm] * 3) == [False] * (FIRST_UPDATES + 2) + [True]
+    assert rule.mean == 1.0
+
+
+def test_a_low_rate_counts_only_after_a_high_one() -> None:
+    rule = LearningRatePlateau(ratio=0.1, patience=2)
+    assert decisions(rule, [0.05, 0.1, 0.1, 1.0, 0.1, 0.5, 0.1, 0.05]) == [False] * 7 + [True]
+    assert not LearningRatePlateau.recoverable
+
+
+def test_a_rule_that_forgives_counts_anew_but_keeps_what_it_learnt() -> None:
+    stopper = EarlyStopping("loss", patience=2)
+    decisions(stopper, [2.0, 3.0, 3.0])
+    assert stopper.stops
+    stopper.forgive()
+    assert not stopper.stops
+    assert decisions(stopper, [2.5, 2.5]) == [False, True]
+
+
+RULES = st.sampled_from(
+    [
+        lambda patience: EarlyStopping("loss", patience, 0.1),
+        lambda patience: EarlyStopping("accuracy", patience, 0.1),
+        lambda patience: Degradation("a/loss", 0.2, patience),
+        lambda patience: GradientCollapse(1.0, patience),
+        lambda patience: GradientExplosion(1.5, patience),
+        lambda patience: LearningRatePlateau(0.5, patience),
+    ]
 )
-def test_a_stopper_put_back_from_json_decides_as_before(
-    values: list[float], cut: int, patience: int, metric: str
+
+
+@given(
+    st.lists(st.floats(-10, 10) | st.just(math.nan), max_size=60),
+    st.integers(0, 60),
+    st.integers(0, 5),
+    RULES,
+)
+def test_a_rule_put_back_from_json_decides_as_before(
+    values: list[float], cut: int, patience: int, rule: Callable[[int], Rule]
 ) -> None:
-    whole, first, second = (EarlyStopping(metric, patience, 0.1) for _ in range(3))
+    whole, first, second = (rule(patience) for _ in range(3))
     found = decisions(first, values[:cut])
     second.load_state(json.loads(json.dumps(first.state())))
     assert found + decisions(second, values[cut:]) == decisions(whole, values)
-    assert second.stops == whole.stops
+    assert second == whole or math.isnan(sum(values))
+
+
+@given(st.lists(st.floats(0, 10), max_size=60), st.integers(1, 5), RULES)
+def test_a_rule_says_why_exactly_when_it_stops(
+    values: list[float], patience: int, rule: Callable[[int], Rule]
+) -> None:
+    stopper = rule(patience)
+    for value in values:
+        stopper(value)
+        assert stopper.stops == (stopper.misses >= patience)
+    assert "\n" not in stopper.why

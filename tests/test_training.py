@@ -26,12 +26,15 @@ from nima.checkpoint import RunFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import Interrupted, NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer
-from nima.params import EarlyStoppingParams, RunParams, TrainingParams
+from nima.optimizer import Optimizer
+from nima.params import EarlyStoppingParams, PlateauParams, RecoveryParams, RunParams, TrainingParams
+from nima.params.stopping import DegradationParams, GradientCollapseParams
 from nima.progress import TrainingProgress
 from nima.signals import StopRequest
+from nima.steering import MAX_SKIPS_IN_A_ROW
 from nima.targets import IGNORED
 from nima.tracking import StageLive
-from nima.training import Result, Run, save_due, train
+from nima.training import Result, Run, rates_of, save_due, train
 
 VOCABULARY, BLOCK = 64, 8
 STEPS = 7
@@ -175,12 +178,14 @@ class Attempt:
     )
     scorer: Any = None
     live: Any = field(default_factory=Rows)
+    said: list[str] = field(default_factory=list)
 
     def go(self, look: Callable[[RunFolder], None] = lambda _: None) -> Result:
         with (
             open_run(self.folder, {}, keep=2) as folder,
             TrainingProgress(self.settings.max_steps or 1, print_every_steps=1000) as progress,
         ):
+            progress.say = self.said.append  # type: ignore[method-assign]
             run = Run(folder, self.live, progress, self.stop, self.run_settings)
             scorer = self.scorer or scorer_of(self.settings)
             result = train(
@@ -193,6 +198,9 @@ class Attempt:
             )
             look(folder)
             return result
+
+
+NEVER = RunParams(save_every_steps=None, save_every_seconds=None)
 
 
 def weights(model: Decoder) -> dict[str, Tensor]:
@@ -243,7 +251,51 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
-OUTCOMES = {"early stopping": (True, 0), "fp16 with an overflow": (False, 1)}
+CHECKED_OFTEN = {"validate_every_steps": 1, "max_steps": 9, "lr": 0.5, "warmup_steps": 0}
+RECIPES |= {
+    "plateau": (
+        {
+            **CHECKED_OFTEN,
+            "schedule": "plateau",
+            "plateau": PlateauParams(metric="b/accuracy", patience=1, factor=0.3, cooldown=1),
+        },
+        {},
+    ),
+    "recovery": (
+        {
+            **CHECKED_OFTEN,
+            "early_stopping": EarlyStoppingParams(
+                metric="b/loss", patience=1, degradation=DegradationParams(ratio=0.01)
+            ),
+            "recovery": RecoveryParams(max_recoveries=2),
+        },
+        {"dropout": 0.1},
+    ),
+    "recovery of an average": (
+        {
+            **CHECKED_OFTEN,
+            "optimizer": "schedule_free",
+            "schedule": "constant",
+            "early_stopping": EarlyStoppingParams(patience=1),
+            "recovery": RecoveryParams(max_recoveries=3),
+        },
+        {},
+    ),
+    "skipping what is not finite": ({"non_finite": "skip", "precision": "bf16"}, {"overflow": 4}),
+    "going back from what is not finite": (
+        {"non_finite": "roll_back", "recovery": RecoveryParams(max_recoveries=1), "precision": "fp32"},
+        {"overflow": 6},
+    ),
+}
+# Whether it stopped early, updates skipped, recoveries; and none of it in the other recipes.
+OUTCOMES = {
+    "early stopping": (True, 0, 0),
+    "fp16 with an overflow": (False, 1, 0),
+    "recovery": (True, 0, 2),
+    "recovery of an average": (True, 0, 3),
+    "skipping what is not finite": (False, 1, 0),
+    "going back from what is not finite": (False, 1, 1),
+}
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["signalled", "killed"])
@@ -256,7 +308,11 @@ def test_a_run_interrupted_again_and_again_ends_as_if_it_never_was(
     whole = Attempt(tmp_path / "whole", settings, model_of(**shape))
     expected = whole.go()
     polls = whole.stop.num_polls
-    assert (expected.stopped_early, expected.state.skipped_updates) == OUTCOMES.get(recipe, (False, 0))
+    state = expected.state
+    outcome = (expected.stopped_early, state.skipped_updates, state.steering["recoveries"])
+    assert outcome == OUTCOMES.get(recipe, (False, 0, 0))
+    if recipe == "plateau":
+        assert state.steering["plateau"]["ratio"] < 1
     draw = random.Random(recipe + str(killed))
     for poll in sorted(draw.sample(range(1, polls + 1), 3)):
         folder = tmp_path / f"interrupted-{poll}"
@@ -554,6 +610,121 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, precision: 
         attempt.go()
 
 
+def test_skipping_leaves_out_the_update_and_counts_it(tmp_path: Path) -> None:
+    scorer = Scripted([3.0] * 9)
+    settings = settings_of(non_finite="skip", validate_every_steps=1, log_every_steps=1, max_steps=4)
+    said: list[str] = []
+    attempt = Attempt(tmp_path / "run", settings, model_of(overflow=3), scorer=scorer, said=said)
+    state = attempt.go().state
+    assert (state.non_finite_updates, state.skipped_updates) == (1, 1)
+    assert scorer.seen[1] == scorer.seen[2] != scorer.seen[3]
+    [line] = [line for line in said if "not finite" in line or "without this update" in line]
+    first = batches_of(settings).documents_of(2)[0]
+    assert line.startswith("update 3: loss sum ")
+    assert f"document-{first}" in line
+    [row] = [row for row in state.rows if row["step"] == 3 and "train/lr" in row]
+    assert "train/gradient_norm" not in row
+
+
+def test_a_loss_that_is_not_finite_poisons_no_figure_of_the_log(tmp_path: Path) -> None:
+    settings = settings_of(non_finite="skip", max_steps=3, log_every_steps=1)
+    rows = Attempt(tmp_path / "run", settings, model_of(Poisoned)).go().state.rows
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
+    assert [row["step"] for row in rows if "train/lr" in row] == [1, 2, 3]
+
+
+def test_a_run_in_which_nothing_is_finite_any_more_ends(tmp_path: Path) -> None:
+    settings = settings_of(non_finite="skip", max_steps=60)
+    attempt = Attempt(tmp_path / "run", settings, model_of(Poisoned))
+    with pytest.raises(NonFiniteError, match=f"update {3 + MAX_SKIPS_IN_A_ROW}: loss sum nan"):
+        attempt.go()
+
+
+def test_a_run_that_ends_at_what_is_not_finite_has_saved_its_progress(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "run", model=model_of(overflow=6), run_settings=NEVER)
+    with pytest.raises(NonFiniteError):
+        attempt.go()
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000005"]
+
+
+# ----------------------------------------------------------------------------------------- going back
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
+def test_going_back_takes_the_best_weights_and_a_lower_rate_and_the_next_data(
+    tmp_path: Path, optimizer: str
+) -> None:
+    scorer = Scripted([3.0, 2.0, 2.5, 1.9, 1.8])
+    settings = settings_of(
+        optimizer=optimizer,
+        schedule="constant",
+        max_steps=5,
+        validate_every_steps=1,
+        log_every_steps=1,
+        warmup_steps=0,
+        early_stopping=EarlyStoppingParams(patience=1),
+        recovery=RecoveryParams(max_recoveries=1, lr_ratio=0.25),
+    )
+    attempt = Attempt(tmp_path / "run", settings, scorer=scorer)
+    state = attempt.go().state
+    assert [row["train/lr"] for row in state.rows if "train/lr" in row] == [0.01] * 3 + [0.0025] * 2
+    assert state.steering["recoveries"] == 1
+    # From the best weights, with their optimizer's state, the fourth batch at the lower rate.
+    model = model_of()
+    rules = Optimizer(model, rates_of(settings))
+    for step, factor in ((0, 1.0), (1, 1.0), (3, 0.25)):
+        batch = batches_of(settings).batch(step)
+        rules.set_rate(factor)
+        rules.zero_grad()
+        loss = torch.zeros(())
+        for part in batch.micro_batches(settings.micro_batch_tokens):
+            part_loss = model.loss_sum(torch.from_numpy(part.ids), torch.from_numpy(part.targets))
+            (part_loss / batch.num_trained_tokens).backward()
+            loss += part_loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rules.step()
+    rules.hold("averaged")
+    assert bits(weights(model)) == scorer.seen[3]
+
+
+def test_a_run_stops_once_its_recoveries_are_used_up(tmp_path: Path) -> None:
+    scorer = Scripted([2.0, 3.0, 3.0, 3.0])
+    said: list[str] = []
+    settings = settings_of(
+        max_steps=9,
+        validate_every_steps=1,
+        early_stopping=EarlyStoppingParams(patience=1),
+        recovery=RecoveryParams(max_recoveries=2),
+    )
+    result = Attempt(tmp_path / "run", settings, scorer=scorer, said=said).go()
+    assert (result.state.step, result.stopped_early) == (4, True)
+    assert scorer.seen[0] not in scorer.seen[1:]
+    lines = [line for line in said if "back to the weights of step 1" in line]
+    assert [line.rpartition("recovery ")[2] for line in lines] == ["1 of 2", "2 of 2"]
+    assert any(line.startswith("after step 4: loss has not improved on 2.0") for line in said)
+    assert bits(result.best_weights) == scorer.seen[0]
+
+
+def test_a_run_that_was_never_validated_keeps_its_weights_when_it_goes_back(tmp_path: Path) -> None:
+    settings = settings_of(
+        non_finite="roll_back", recovery=RecoveryParams(max_recoveries=1), validate_every_steps=7
+    )
+    said: list[str] = []
+    state = Attempt(tmp_path / "run", settings, model_of(overflow=2), said=said).go().state
+    assert (state.step, state.non_finite_updates, state.steering["recoveries"]) == (STEPS, 1, 1)
+    assert any("no weights yet that were validated" in line for line in said)
+
+
+def test_a_rule_of_gradients_ends_a_run_with_a_last_validation(tmp_path: Path) -> None:
+    settings = settings_of(
+        early_stopping=EarlyStoppingParams(gradient_collapse=GradientCollapseParams(norm=1e9, patience=4))
+    )
+    result = Attempt(tmp_path / "run", settings).go()
+    assert (result.state.step, result.stopped_early) == (4, True)
+    assert result.state.rows[-1]["step"] == 4
+    assert "validation/loss" in result.state.rows[-1]
+
+
 def test_an_overflow_in_fp16_skips_the_update_and_halves_the_scale(tmp_path: Path) -> None:
     scorer = Scripted([3.0] * 9)
     settings = settings_of(precision="fp16", validate_every_steps=1, max_steps=4)
@@ -569,12 +740,10 @@ def test_an_overflow_in_fp16_skips_the_update_and_halves_the_scale(tmp_path: Pat
 
 
 def test_a_run_is_saved_at_its_end_even_if_nothing_else_asks_for_it(tmp_path: Path) -> None:
-    never = RunParams(save_every_steps=None, save_every_seconds=None)
-
     def look(folder: RunFolder) -> None:
         assert [path.name for path in folder.path.glob("step-*")] == [f"step-{STEPS:08d}"]
 
-    Attempt(tmp_path / "run", run_settings=never).go(look)
+    Attempt(tmp_path / "run", run_settings=NEVER).go(look)
 
 
 def test_saving_is_due_by_steps_or_by_time() -> None:

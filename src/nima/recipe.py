@@ -109,6 +109,8 @@ def summary_of(recipe: Recipe, result: Result) -> Row:
         "best": {"step": best["step"], "value": best["value"]},
         "stopped_early": result.stopped_early,
         "skipped_updates": state.skipped_updates,
+        "non_finite_updates": state.non_finite_updates,
+        "recoveries": state.steering.get("recoveries", 0),
         "parameters": recipe.model.num_parameters(),
         "tokens_per_epoch": batches.order.num_tokens,
         "epochs": batches.epochs(state.step),

@@ -21,9 +21,9 @@ from nima.metrics import Row
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
 from nima.progress import TrainingProgress
-from nima.schedule import lr_factor, warmup_steps_of
 from nima.signals import StopRequest
-from nima.stopping import EarlyStopping, improves
+from nima.steering import Steering
+from nima.stopping import improves
 from nima.targets import IGNORED
 from nima.tracking import StageLive
 
@@ -36,9 +36,10 @@ class State:
     validated_step: int = 0
     rows: list[Row] = field(default_factory=list)
     best: dict[str, Any] | None = None
-    stopper: dict[str, Any] = field(default_factory=lambda: {"best": None, "misses": 0})
+    steering: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     skipped_updates: int = 0
+    non_finite_updates: int = 0
     threads: int = 0
     # Sums since the last logged row.
     nats: float = 0.0
@@ -83,11 +84,8 @@ def train(
     device = next(model.parameters()).device
     optimizer = Optimizer(model, rates_of(settings))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    stopper = EarlyStopping(
-        settings.early_stopping.metric, settings.early_stopping.patience, settings.early_stopping.min_delta
-    )
-    warmup_steps = warmup_steps_of(settings.warmup_steps, settings.warmup_fraction, total_steps)
-    state = restore(run, model, optimizer, scaler, stopper)
+    steering = Steering(settings, total_steps)
+    state = restore(run, model, optimizer, scaler, steering)
     state.threads = torch.get_num_threads()
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
     run.progress.say(
@@ -100,7 +98,7 @@ def train(
 
     def save() -> None:
         nonlocal saved
-        state.stopper, state.scaler = stopper.state(), scaler.state_dict()
+        state.steering, state.scaler = steering.state(), scaler.state_dict()
         with optimizer.weights("trained"):
             run.folder.save(Checkpoint(state.step, weights_of(model), optimizer.tensors(), vars(state)))
         saved = time.perf_counter()
@@ -112,7 +110,7 @@ def train(
 
     while True:
         # Evaluate
-        last = state.step == total_steps
+        last = state.step == total_steps or steering.stops
         poll()
         if validation_due(state, settings, last):
             with optimizer.weights("averaged"):
@@ -120,38 +118,33 @@ def train(
                 metrics = total(by_source).metrics()
                 value = metrics[settings.best_metric]
                 if improves(settings.best_metric, value, state.best["value"] if state.best else None):
-                    state.best = run.folder.save_best(state.step, weights_of(model))
+                    kept = best_tensors(model, optimizer, can_recover=steering.recoveries_left > 0)
+                    state.best = run.folder.save_best(state.step, kept)
                     state.best |= {"step": state.step, "value": value}
             log(run, state, validation_row(state.step, metrics, by_source))
             run.progress.say(
                 f"step {state.step}: validation loss {metrics['loss']:.4f}, "
                 f"{metrics['bits_per_byte']:.4f} bits per byte"
             )
-            stopper(metrics[stopper.metric])
+            steering.validated(by_source)
             state.validated_step = state.step
 
         # Save
-        done = last or stopper.stops
+        done = last or steering.stops
         if done or save_due(state.step, saved, run.settings):
             save()
 
         # Stop?
         if done:
+            if steering.stops:
+                run.progress.say(f"after step {state.step}: {steering.why}; stopping early")
             optimizer.hold("averaged")
             break
+        if steering.recovers:
+            go_back(run, state, model, optimizer, steering)
 
         # Update
-        factor = lr_factor(
-            state.step,
-            total_steps,
-            schedule=settings.schedule,
-            warmup_steps=warmup_steps,
-            decay_fraction=settings.decay_fraction,
-            min_lr_ratio=settings.min_lr_ratio,
-            decay_shape=settings.decay_shape,
-            num_cycles=settings.num_cycles,
-            cycle_growth=settings.cycle_growth,
-        )
+        factor = steering.lr_factor(state.step)
         optimizer.set_rate(factor)
         optimizer.zero_grad()
         # Dropout draws from the step's own seed, so no generator needs saving.
@@ -175,32 +168,36 @@ def train(
         if math.isfinite(nats) and math.isfinite(norm):
             for inner in optimizer.optimizers:
                 scaler.step(inner)
+            steering.finite()
         elif settings.precision == "fp16" and math.isfinite(nats) and scaler.get_scale() > 1:
             state.skipped_updates += 1  # the loss scale was too large: it halves, and the next batch goes on
         else:
-            raise non_finite(nats, norm, batches, state.step)
+            problem = non_finite(nats, norm, batches, state.step)
+            if not steering.survives_non_finite():
+                save()
+                raise problem
+            run.progress.say(f"{problem}. The run goes on without this update")
+            state.skipped_updates += 1
+            state.non_finite_updates += 1
         scaler.update()
         state.step += 1
+        steering.updated(norm)
 
         # Log
-        state.nats += nats
-        state.tokens += num_trained
-        state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
+        if math.isfinite(nats):
+            state.nats += nats
+            state.tokens += num_trained
+            state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
         run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), batch.num_tokens)
         if state.step % settings.log_every_steps == 0 or state.step == total_steps:
-            row = {
-                "step": state.step,
-                "train/loss": state.nats / max(1, state.tokens),
-                "train/bits_per_byte": bits_per_byte(state),
-                "train/lr": settings.lr * factor,
-                "train/gradient_norm": norm,
-            }
-            log(run, state, row)
+            log(run, state, training_row(state, settings.lr * factor, norm))
             state.nats, state.tokens, state.bytes = 0.0, 0, 0
 
+    weights = weights_of(model)
+    best = run.folder.load_best(state.best) if state.best else weights
     return Result(
         state=state,
-        best_weights=run.folder.load_best(state.best) if state.best else weights_of(model),
+        best_weights={name: best[name] for name in weights},
         stopped_early=state.step < total_steps,
         seconds=time.perf_counter() - started,
         first_step=first_step,
@@ -208,18 +205,16 @@ def train(
 
 
 def restore(
-    run: Run, model: Decoder, optimizer: Optimizer, scaler: torch.amp.GradScaler, stopper: EarlyStopping
+    run: Run, model: Decoder, optimizer: Optimizer, scaler: torch.amp.GradScaler, steering: Steering
 ) -> State:
     """Continue from the newest whole checkpoint, its history replayed into a fresh log; else begin."""
     checkpoint = run.folder.load_newest(warn=run.progress.say)
     if checkpoint is None:
         return State()
     state = State(**checkpoint.state)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(checkpoint.model[name])
+    set_weights(model, checkpoint.model)
     optimizer.load_tensors(checkpoint.optimizer)
-    stopper.load_state(state.stopper)
+    steering.load_state(state.steering)
     if scaler.is_enabled():
         scaler.load_state_dict(state.scaler)
     for row in state.rows:
@@ -236,6 +231,53 @@ def restore(
 def weights_of(model: Decoder) -> dict[str, Tensor]:
     """The parameters by name; the embedding and a head that is tied to it are one."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def set_weights(model: Decoder, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def best_tensors(model: Decoder, optimizer: Optimizer, *, can_recover: bool) -> dict[str, Tensor]:
+    """The weights that were judged; for a run that may go back to them also what training went on from."""
+    if not can_recover:
+        return weights_of(model)
+    trained = {f"trained/{name}": tensor for name, tensor in optimizer.trained_weights().items()}
+    return weights_of(model) | trained | {f"optimizer/{key}": t for key, t in optimizer.tensors().items()}
+
+
+def go_back(run: Run, state: State, model: Decoder, optimizer: Optimizer, steering: Steering) -> None:
+    """Put back the best weights and go on from them, at a lower rate, with the next data.
+
+    The steps count on and no batch is met again, as with a loss spike of PaLM (Chowdhery et al. 2022,
+    section 5.1, https://arxiv.org/abs/2204.02311). Before the first validation the weights stay.
+    """
+    why, target = steering.why, "no weights yet that were validated"
+    if state.best:
+        tensors = run.folder.load_best(state.best)
+        set_weights(
+            model, {name: tensors.get(f"trained/{name}", tensors[name]) for name in weights_of(model)}
+        )
+        kept = {
+            key.removeprefix("optimizer/"): t for key, t in tensors.items() if key.startswith("optimizer/")
+        }
+        optimizer.load_tensors(kept)
+        target = f"back to the weights of step {state.best['step']}"
+    steering.recovered()
+    run.progress.say(
+        f"after step {state.step}: {why}; {target}; the rate is multiplied by {steering.lr_ratio:g}, "
+        f"recovery {steering.recoveries} of {steering.settings.recovery.max_recoveries}"
+    )
+
+
+def training_row(state: State, lr: float, norm: float) -> Row:
+    """What was learnt since the row before; figures that no finite update stands behind are left out."""
+    row: Row = {"step": state.step}
+    if state.tokens:
+        row |= {"train/loss": state.nats / state.tokens, "train/bits_per_byte": bits_per_byte(state)}
+    row |= {"train/lr": lr}
+    return row | ({"train/gradient_norm": norm} if math.isfinite(norm) else {})
 
 
 def rates_of(settings: TrainingParams) -> Rates:

@@ -122,6 +122,10 @@ class Optimizer:
                         for entry, value in by_name[self.names[id(parameter)]].items()
                     }
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that are trained, by name, while the parameters hold others in their place."""
+        return {self.names[id(parameter)]: tensor for parameter, tensor in self.set_aside.items()}
+
     @contextlib.contextmanager
     def weights(self, kind: Weights) -> Iterator[None]:
         """Within it the parameters hold the weights that are trained, or those to judge and to keep.

@@ -24,7 +24,8 @@ from nima.params.data import (
 from nima.params.model import ModelParams
 from nima.params.section import Section, nearest, refuse
 from nima.params.sources import FieldsParams, HubParams, PackageParams, QdrantParams, SourceParams
-from nima.params.training import EarlyStoppingParams, TrainingParams, mixture_problems
+from nima.params.stopping import EarlyStoppingParams, PlateauParams, RecoveryParams
+from nima.params.training import TrainingParams, metric_problems, mixture_problems
 from nima.params.tune import DimensionParams, PruningParams, TuneParams, field_kinds, is_whole, space_problems
 from nima.params.use import EvaluateParams, GenerateParams, RunParams, StrategyParams
 
@@ -45,12 +46,14 @@ __all__ = [
     "NearDuplicatesParams",
     "PackageParams",
     "Params",
+    "PlateauParams",
     "PrepareParams",
     "PrivacyParams",
     "PruningParams",
     "QdrantParams",
     "QualityParams",
     "RatiosParams",
+    "RecoveryParams",
     "RepetitionParams",
     "RunParams",
     "Section",
@@ -82,7 +85,8 @@ class Params(Section):
         context = self.model.shape()["context_tokens"]
         problems: list[tuple[str | tuple[str, ...], str]] = [*unknown_sources(self.prepare, self.split)]
         problems += space_problems(self.tune, type(self))
-        problems += mixture_problems(self.training, [source.name for source in self.prepare.sources])
+        sources = [source.name for source in self.prepare.sources]
+        problems += mixture_problems(self.training, sources) + metric_problems(self.training, sources)
         for key, tokens in (
             ("training.block_tokens", self.training.block_tokens),
             ("evaluate.window_tokens", self.evaluate.window_tokens),

@@ -15,12 +15,7 @@ from nima.params.section import (
     nearest,
     refuse,
 )
-
-
-class EarlyStoppingParams(Section):
-    metric: Literal["loss", "perplexity", "bits_per_byte", "accuracy"] = "loss"
-    patience: NonNegativeInt = 0
-    min_delta: NonNegativeFloat = 0.0
+from nima.params.stopping import EarlyStoppingParams, NonFinite, PlateauParams, RecoveryParams
 
 
 class TrainingParams(Section):
@@ -39,7 +34,7 @@ class TrainingParams(Section):
     lr: PositiveFloat
     embedding_lr_ratio: PositiveFloat = 1.0
     head_lr_ratio: PositiveFloat = 1.0
-    schedule: Literal["cosine", "cosine_restarts", "linear", "constant", "wsd"] = "cosine"
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant", "wsd", "plateau"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -59,6 +54,9 @@ class TrainingParams(Section):
     best_metric: Literal["loss", "perplexity", "bits_per_byte", "accuracy"] = "loss"
     keep: Literal["best", "last"] = "best"
     early_stopping: EarlyStoppingParams = EarlyStoppingParams()
+    plateau: PlateauParams = PlateauParams()
+    recovery: RecoveryParams = RecoveryParams()
+    non_finite: NonFinite = "stop"
 
     @model_validator(mode="after")
     def agrees_with_itself(self) -> Self:
@@ -67,7 +65,7 @@ class TrainingParams(Section):
             problems += [("", "needs exactly one of max_steps, max_epochs and max_tokens")]
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             problems += [("warmup_steps", f"{self.warmup_steps} must be below max_steps ({self.max_steps})")]
-        problems += self.rules_that_exclude_each_other()
+        problems += self.rules_that_exclude_each_other() + self.rules_without_effect()
         problems += self.rows_of_unlike_length() if self.batching == "padded" else self.whole_blocks()
         if self.mixture and not any(self.mixture.values()):
             problems += [("mixture", "needs a share above 0")]
@@ -97,6 +95,27 @@ class TrainingParams(Section):
             problems += [("nesterov", "must be false without momentum")]
         return problems
 
+    def rules_without_effect(self) -> list[tuple[str, str]]:
+        """Problems with what ends, slows or turns back a run."""
+        problems = []
+        recovers, never_falls = self.recovery.max_recoveries > 0, self.schedule == "constant"
+        if self.schedule != "plateau" and self.plateau != PlateauParams():
+            problems += [("plateau", f"is for schedule plateau, not {self.schedule}")]
+        if self.non_finite == "roll_back" and not recovers:
+            problems += [("non_finite", "'roll_back' needs recovery.max_recoveries above 0")]
+        if recovers and self.non_finite != "roll_back" and not self.early_stopping.can_be_recovered:
+            message = "nothing calls for it: set a rule of early_stopping, or non_finite: roll_back"
+            problems += [("recovery.max_recoveries", message)]
+        if (ratio := self.early_stopping.lr_plateau.ratio) is not None and not recovers:
+            if never_falls:
+                problems += [
+                    ("early_stopping.lr_plateau.ratio", f"{ratio} is never reached: constant schedule")
+                ]
+            elif ratio < self.min_lr_ratio:
+                message = f"{ratio} is never reached: min_lr_ratio is {self.min_lr_ratio}"
+                problems += [("early_stopping.lr_plateau.ratio", message)]
+        return problems
+
     def whole_blocks(self) -> list[tuple[str, str]]:
         """Problems with the numbers of tokens when all rows have block_tokens."""
         problems = []
@@ -120,6 +139,20 @@ class TrainingParams(Section):
         if self.mask_documents:
             problems += [("mask_documents", "must be false: a padded row holds one document")]
         return problems
+
+
+def metric_problems(training: TrainingParams, sources: list[str]) -> list[tuple[str, str]]:
+    """Problems with the metrics of single sources that rules look at."""
+    watched = {
+        "early_stopping.metric": training.early_stopping.metric,
+        "early_stopping.degradation.metric": training.early_stopping.degradation.metric,
+        "plateau.metric": training.plateau.metric,
+    }
+    return [
+        (f"training.{key}", f"{metric}: no source has this name{nearest(source, sources)}")
+        for key, metric in watched.items()
+        if (source := metric.rpartition("/")[0]) and source not in sources
+    ]
 
 
 def mixture_problems(training: TrainingParams, sources: list[str]) -> list[tuple[str, str]]:
