@@ -80,6 +80,7 @@ def test_a_mixture_names_every_source_and_nothing_else() -> None:
         ),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov", "must be false without momentum"),
         ({"plateau": PlateauParams(patience=9)}, "plateau", "is for schedule plateau, not cosine"),
+        ({"loss": "losses:a", "step": "losses:b"}, "step", "'losses:b' excludes loss"),
         ({"non_finite": "roll_back"}, "non_finite", "needs recovery.max_recoveries above 0"),
         (
             {"recovery": RecoveryParams(max_recoveries=1)},
@@ -140,3 +141,9 @@ def test_a_metric_of_an_unknown_source_is_named() -> None:
     [(key, message)] = found
     assert key == "training.early_stopping.metric"
     assert message == "wkii/loss: no source has this name; did you mean 'wiki'?"
+
+
+@pytest.mark.parametrize("name", ["losses", "losses.smoothed", "a:b:c", "a b:c", ":f", "m:"])
+def test_a_function_is_named_by_its_module_and_its_name(name: str) -> None:
+    with pytest.raises(ValidationError, match="string_pattern_mismatch"):
+        training(loss=name)

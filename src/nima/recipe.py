@@ -15,7 +15,9 @@ from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of
 from nima.metrics import Row, read_metrics
 from nima.model_card import trained_card
+from nima.objective import check_declared, objective_of, source_hashes
 from nima.params import Params
+from nima.params_file import stage_dependencies
 from nima.schedule import warmup_steps_of
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
@@ -69,11 +71,17 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
 
 
 def what_decides_the_result(params: Params, inputs: str, device: torch.device) -> dict[str, Any]:
-    """All that a run's weights depend on; a run continues only from checkpoints with the same."""
+    """All that a run's weights depend on; a run continues only from checkpoints with the same.
+
+    Raises `UserError` when params name a function that is not there, or that DVC does not know of.
+    """
+    objective = objective_of(params.training)
+    check_declared(objective, stage_dependencies("train"))
     return {
         "model": params.model.model_dump(),
         "training": params.training.model_dump(),
         "inputs_sha256": inputs,
+        "functions_sha256": source_hashes(objective),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "device": device.type,

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nima.batches import TrainingBatches
+from nima.batches import Batch, TrainingBatches
 from nima.checkpoint import Checkpoint, RunFolder
 from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer, total
 from nima.metrics import Row
+from nima.objective import objective_of
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
 from nima.progress import TrainingProgress
@@ -75,24 +76,20 @@ def train(
     total_steps: int,
     run: Run,
 ) -> Result:
-    """Train `model` in place for `total_steps` updates, or until early stopping. (A rule that averages
-    leaves the average in it.)
+    """Train `model` in place for `total_steps` updates, or until a rule stops it.
 
-    `scorer` scores the validation part. Raises `Interrupted` after a stop signal, with the progress saved,
-    and `NonFiniteError` when loss or gradient is not finite.
+    `scorer` scores the validation part. A rule of update that averages leaves the average in the model. With
+    the progress saved it raises `Interrupted` after a stop signal, `NonFiniteError` when loss or gradient is
+    not finite and params say to stop, and `ObjectiveError` when the user's own function fails.
     """
     device = next(model.parameters()).device
     optimizer = Optimizer(model, rates_of(settings))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    steering = Steering(settings, total_steps)
+    objective, steering = objective_of(settings), Steering(settings, total_steps)
     state = restore(run, model, optimizer, scaler, steering)
     state.threads = torch.get_num_threads()
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
-    run.progress.say(
-        f"{model.num_parameters():,} parameters on {device.type} with {state.threads} threads, "
-        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.order.num_tokens}, "
-        f"{batches.packing_efficiency:.1%} of slots are filled"
-    )
+    say_what_begins(run, model, batches, settings, total_steps)
     run.progress.start_at(state.step)
     model.train()
 
@@ -121,11 +118,7 @@ def train(
                     kept = best_tensors(model, optimizer, can_recover=steering.recoveries_left > 0)
                     state.best = run.folder.save_best(state.step, kept)
                     state.best |= {"step": state.step, "value": value}
-            log(run, state, validation_row(state.step, metrics, by_source))
-            run.progress.say(
-                f"step {state.step}: validation loss {metrics['loss']:.4f}, "
-                f"{metrics['bits_per_byte']:.4f} bits per byte"
-            )
+            log_validation(run, state, metrics, by_source)
             steering.validated(by_source)
             state.validated_step = state.step
 
@@ -154,12 +147,12 @@ def train(
         nats_sum = torch.zeros((), device=device)
         for part in batch.micro_batches(settings.micro_batch_tokens):
             poll()
-            ids, targets = torch.from_numpy(part.ids).to(device), torch.from_numpy(part.targets).to(device)
-            documents = torch.from_numpy(part.documents).to(device) if settings.mask_documents else None
-            with autocast(device, settings.precision):
-                loss = model.loss_sum(ids, targets, documents)
-            # The sum over the global batch's tokens divided by their number: no mean of means.
-            scaler.scale(loss / max(1, num_trained)).backward()
+            ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
+            with objective.blamed(save):
+                with autocast(device, settings.precision):
+                    loss = objective(model, ids, targets, documents)
+                # The sum over the global batch's tokens divided by their number: no mean of means.
+                scaler.scale(loss / max(1, num_trained)).backward()
             nats_sum += loss.detach()
         for inner in optimizer.optimizers:
             scaler.unscale_(inner)
@@ -187,7 +180,8 @@ def train(
         if math.isfinite(nats):
             state.nats += nats
             state.tokens += num_trained
-            state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
+            if objective.is_cross_entropy:
+                state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
         run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), batch.num_tokens)
         if state.step % settings.log_every_steps == 0 or state.step == total_steps:
             log(run, state, training_row(state, settings.lr * factor, norm))
@@ -226,6 +220,25 @@ def restore(
             "in another order, so the result will equal an uninterrupted run's only to rounding"
         )
     return state
+
+
+def say_what_begins(
+    run: Run, model: Decoder, batches: TrainingBatches, settings: TrainingParams, total_steps: int
+) -> None:
+    device = next(model.parameters()).device
+    run.progress.say(
+        f"{model.num_parameters():,} parameters on {device.type} with {torch.get_num_threads()} threads, "
+        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.order.num_tokens}, "
+        f"{batches.packing_efficiency:.1%} of slots are filled"
+    )
+
+
+def on_device(
+    part: Batch, device: torch.device, *, mask_documents: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, targets and, to cut attention by, documents, each (rows, slots)."""
+    ids, targets = torch.from_numpy(part.ids).to(device), torch.from_numpy(part.targets).to(device)
+    return ids, targets, torch.from_numpy(part.documents).to(device) if mask_documents else None
 
 
 def weights_of(model: Decoder) -> dict[str, Tensor]:
@@ -275,7 +288,9 @@ def training_row(state: State, lr: float, norm: float) -> Row:
     """What was learnt since the row before; figures that no finite update stands behind are left out."""
     row: Row = {"step": state.step}
     if state.tokens:
-        row |= {"train/loss": state.nats / state.tokens, "train/bits_per_byte": bits_per_byte(state)}
+        row |= {"train/loss": state.nats / state.tokens}
+    if state.bytes:
+        row |= {"train/bits_per_byte": bits_per_byte(state)}
     row |= {"train/lr": lr}
     return row | ({"train/gradient_norm": norm} if math.isfinite(norm) else {})
 
@@ -310,6 +325,16 @@ def log(run: Run, state: State, row: Row) -> None:
     state.rows.append(row)
     run.live.log_row(row)
     run.progress.row(row)
+
+
+def log_validation(
+    run: Run, state: State, metrics: dict[str, float], by_source: dict[str, Likelihood]
+) -> None:
+    log(run, state, validation_row(state.step, metrics, by_source))
+    run.progress.say(
+        f"step {state.step}: validation loss {metrics['loss']:.4f}, "
+        f"{metrics['bits_per_byte']:.4f} bits per byte"
+    )
 
 
 def bits_per_byte(state: State) -> float:

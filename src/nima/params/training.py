@@ -17,6 +17,9 @@ from nima.params.section import (
 )
 from nima.params.stopping import EarlyStoppingParams, NonFinite, PlateauParams, RecoveryParams
 
+# A function in a module that Python can import, as `module:function`.
+Function = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+
 
 class TrainingParams(Section):
     seed: Seed
@@ -30,6 +33,8 @@ class TrainingParams(Section):
     batch_tokens: PositiveInt
     micro_batch_tokens: PositiveInt
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    loss: Function | None = None
+    step: Function | None = None
     optimizer: Literal["muon", "adamw", "adam", "sgd", "adamw_scale", "adamw_8bit", "schedule_free"] = "muon"
     lr: PositiveFloat
     embedding_lr_ratio: PositiveFloat = 1.0
@@ -75,6 +80,8 @@ class TrainingParams(Section):
     def rules_that_exclude_each_other(self) -> list[tuple[str, str]]:
         """Problems with optimizer and schedule."""
         problems = []
+        if self.loss and self.step:
+            problems += [("step", f"{self.step!r} excludes loss: a step computes its own")]
         if self.warmup_steps and self.warmup_fraction:
             problems += [("warmup_fraction", f"{self.warmup_fraction} excludes warmup_steps; set one to 0")]
         if self.schedule == "wsd" and self.decay_fraction == 1:
