@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from nima import metrics, pretrained, splits
-from nima.checkpoint import drop_stored
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
+from nima.finished_runs import drop_stored
 from nima.outputs import write_files
 from nima.params import Params
 from nima.pictures import draw_bars

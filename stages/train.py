@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nima import recipe
-from nima.checkpoint import drop_stored, open_run
+from nima.finished_runs import drop_stored
 from nima.inputs import contents, fingerprint_of
 from nima.observation import observe
 from nima.outputs import rewritten
@@ -24,7 +24,7 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
     drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
     path = recipe.run_path(runtime.checkpoints, decides)
     with (
-        open_run(path, decides, params.run.keep_checkpoints) as folder,
+        recipe.open_folder(path, decides, params.run, runtime.mirror) as folder,
         StopRequest() as stop,
         observe(parts, params, runtime, path, inputs) as seen,
     ):

@@ -46,6 +46,7 @@ LAYERS = (
         "schedule",
         "stopping",
         "plateau",
+        "finished_runs",
         "checkpoint",
         "run_record",
         "trackers",
@@ -60,6 +61,7 @@ LAYERS = (
     ("evaluation", "generation", "samples", "inspection"),
     ("steering", "objective", "training"),
     ("model_card", "recipe", "observation", "data_report", "stage", "provision"),
+    ("saved_runs", "checkpoint_commands"),
     ("other_processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
     (
         "revisions",
@@ -126,7 +128,12 @@ OWNERS = {
         "nima.data_report",
         "nima.web_pages",
     },
-    "typer": {"nima.cli", "nima.results_commands", "nima.experiment_commands"},
+    "typer": {
+        "nima.cli",
+        "nima.checkpoint_commands",
+        "nima.results_commands",
+        "nima.experiment_commands",
+    },
     "scipy": {"nima.comparison"},
     "optuna": {"nima.study"},
     "safetensors": {"nima.tensors"},
@@ -145,7 +152,12 @@ OWNERS = {
     "wandb": {"nima.trackers.to_wandb"},
     "comet_ml": {"nima.trackers.to_comet"},
     "mlflow": {"nima.trackers.to_mlflow"},
-    "zstandard": {"nima.evaluation.compression", "nima.corpus.unpacking", "nima.corpus.tars"},
+    "zstandard": {
+        "nima.checkpoint.compression",
+        "nima.evaluation.compression",
+        "nima.corpus.unpacking",
+        "nima.corpus.tars",
+    },
     "vl_convert": {"nima.provision"},
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
 }

@@ -18,9 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nima import checkpoint as module
-from nima.checkpoint import Checkpoint, RunFolder, drop_stored, load, open_run, run_fingerprint, sha256_of
+from nima.checkpoint import Checkpoint, RunFolder, load, open_run, run_fingerprint
+from nima.checkpoint import run_folder as module
+from nima.checkpoint.files import description_of, sha256_of
+from nima.checkpoint.state import own_sha256
 from nima.errors import CheckpointError, UserError
+from nima.finished_runs import drop_stored
 
 PARTS = {"training": {"lr": 0.1}}
 
@@ -45,6 +48,15 @@ def checkpoint(step: int, num_values: int = 6, **state: Any) -> Checkpoint:
         optimizer={"step/a": torch.tensor(float(step)), "momentum/a": weight * 2},
         state={"rows": [{"step": step, "loss": 0.1 + step}], "step": step} | state,
     )
+
+
+def vouch_for(folder: Path, name: str) -> None:
+    """Make the manifest agree with a file that somebody changed."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"][name] |= description_of(folder / name)
+    del manifest["sha256"]
+    manifest["sha256"] = own_sha256(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def steps_in(folder: RunFolder) -> list[int]:
@@ -111,7 +123,7 @@ def test_saving_a_step_again_replaces_it(run: RunFolder) -> None:
     found = run.load_newest(pytest.fail)
     assert found is not None
     assert found.state["note"] == "second"
-    assert sorted(path.name for path in run.path.iterdir()) == ["lock", "run.json", "step-00000004"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["lock", "names", "run.json", "step-00000004"]
 
 
 def test_the_fingerprint_names_everything_that_decides_a_result() -> None:
@@ -176,7 +188,8 @@ def test_a_missing_file_falls_back(run: RunFolder, name: str) -> None:
 def test_a_manifest_that_lists_nothing_vouches_for_nothing(run: RunFolder) -> None:
     run.save(checkpoint(1))
     manifest = run.step_path(1) / "manifest.json"
-    manifest.write_text(json.dumps({"version": 1, "files": {}}), encoding="utf-8")
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(content | {"files": {}}), encoding="utf-8")
     assert newest(run)[0] is None
 
 
@@ -212,8 +225,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(run: RunFolder, t
         run.save(checkpoint(step))
     folder, target = run.step_path(2), tmp_path / "executed"
     (folder / "model.safetensors").write_bytes(pickle.dumps(Harmful(target)))
-    (folder / "manifest.json").unlink()
-    (folder / "manifest.json").write_text(json.dumps(module.manifest_of(folder)), encoding="utf-8")
+    vouch_for(folder, "model.safetensors")
     step, [warning] = newest(run)
     assert step == 1
     assert "not written by Nima" in warning
@@ -284,7 +296,7 @@ with open_run(Path({path!r}), {{}}, keep=2):
 
 def test_a_second_trainer_is_told_who_runs_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    code = HOLDER.format(source=str(Path(module.__file__).parent.parent), path=str(path))
+    code = HOLDER.format(source=str(Path(module.__file__).parent.parent.parent), path=str(path))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
@@ -393,8 +405,9 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_with_room(
                 assert "no room for the checkpoint of step 2" in message
                 assert "step-00000001 is intact; free some room and run again" in message
                 assert "\n" not in message
+                run.save_best(2, checkpoint(2, 10 * BIG).model)
                 with pytest.raises(UserError, match="no room for the best weights, of step 2"):
-                    run.save_best(2, checkpoint(2, 10 * BIG).model)
+                    run.wait()
             assert list(run.path.glob("partial-*")) == []
             found = run.load_newest(pytest.fail)
             assert found is not None

@@ -746,9 +746,12 @@ def test_a_run_is_saved_at_its_end_even_if_nothing_else_asks_for_it(tmp_path: Pa
     Attempt(tmp_path / "run", run_settings=NEVER).go(look)
 
 
-def test_saving_is_due_by_steps_or_by_time() -> None:
+def test_saving_is_due_by_steps_by_time_or_by_epochs() -> None:
+    def epochs(step: int) -> float:
+        return step / 4
+
     by_steps = RunParams(save_every_steps=3, save_every_seconds=None)
-    assert [save_due(step, math.inf, by_steps) for step in range(7)] == [
+    assert [save_due(step, math.inf, by_steps, epochs) for step in range(7)] == [
         False,
         False,
         False,
@@ -758,8 +761,10 @@ def test_saving_is_due_by_steps_or_by_time() -> None:
         True,
     ]
     by_time = RunParams(save_every_steps=None, save_every_seconds=30.0)
-    assert not save_due(3, math.inf, by_time)
-    assert save_due(3, -math.inf, by_time)
+    assert not save_due(3, math.inf, by_time, epochs)
+    assert save_due(3, -math.inf, by_time, epochs)
+    by_epochs = RunParams(save_every_epochs=0.5, save_every_seconds=None)
+    assert [step for step in range(7) if save_due(step, math.inf, by_epochs, epochs)] == [2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------- golden

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nima import experiment_commands
+from nima import checkpoint_commands, experiment_commands
 from nima.errors import UserError
 from nima.results_commands import compare, report, tune
 
@@ -46,6 +46,7 @@ def application() -> typer.Typer:
     nima.command("compare")(compare)
     nima.command("report")(report)
     nima.command("tune")(tune)
+    nima.add_typer(checkpoint_commands.commands(), name="checkpoint")
     return nima
 
 

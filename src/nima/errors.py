@@ -42,3 +42,8 @@ class Interrupted(UserError):  # noqa: N818 - an interruption is no error of any
     """A signal asked the stage to stop; its progress is saved. Non-zero, so that DVC records nothing."""
 
     exit_code = EXIT_INTERRUPTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.figures: dict[str, float] = {}
+        """The clock's, for metrics/timing.json."""

@@ -1,5 +1,8 @@
 """From params and data to the parts of a run, and from a finished run to its outputs."""
 
+import os
+import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +12,24 @@ import torch
 
 from nima import pictures, pretrained, splits
 from nima.batches import TrainingBatches, steps_of, training_batches
-from nima.checkpoint import run_fingerprint
+from nima.checkpoint import Mirror, RunFolder, open_run, run_fingerprint
+from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
-from nima.evaluation.likelihood import Scorer, scorer_of
+from nima.evaluation.likelihood import Scorer, scorer_of, total
+from nima.log_file import note
 from nima.metrics import Row, read_metrics
 from nima.model_card import trained_card
 from nima.objective import check_declared, objective_of, source_hashes
-from nima.params import Params
+from nima.params import Params, RunParams, TrainingParams
 from nima.params_file import stage_dependencies
+from nima.runtime import Runtime, set_up_torch
 from nima.schedule import warmup_steps_of
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 from nima.training import Result, Run
+
+OUTPUTS = (Path("models/model"), Path("models/last"))
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Recipe:
     total_steps: int
     text: dict[str, Any]
     """Counts of the training part, in all and by source."""
+    init_from_sha256: str | None = None
 
 
 def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: Path, split: Path) -> Recipe:
@@ -43,6 +52,8 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
     words, text, parts = Tokenizer.load(tokenizer), Tokens.open(tokens), splits.load(split)
     model = Decoder(DecoderConfig(vocab_size=words.vocab_size, **params.model.shape()))
     init_parameters(model, settings.seed)
+    if origin := origin_of(settings):
+        put_into(model, weights_in(origin), origin)
     batches = training_batches(
         text,
         parts["train"],
@@ -67,7 +78,16 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
     warmup_steps = warmup_steps_of(settings.warmup_steps, settings.warmup_fraction, total_steps)
     if warmup_steps >= total_steps:
         raise UserError(f"training.warmup_steps: {warmup_steps} must be below the run's {total_steps} steps")
-    return Recipe(model.to(device), words, batches, scorer, total_steps, text.totals(parts["train"]))
+    begun_with = weights_sha256(origin) if origin else None
+    counts = text.totals(parts["train"])
+    return Recipe(model.to(device), words, batches, scorer, total_steps, counts, begun_with)
+
+
+def origin_of(settings: TrainingParams) -> Path | None:
+    """The folder of the weights that a run begins with, if they are not random. Raises `UserError`."""
+    if settings.init_from is None:
+        return None
+    return resolve(settings.init_from, Path(os.environ.get("DVC_ROOT", ".")), outputs=OUTPUTS)
 
 
 def what_decides_the_result(params: Params, inputs: str, device: torch.device) -> dict[str, Any]:
@@ -77,15 +97,38 @@ def what_decides_the_result(params: Params, inputs: str, device: torch.device) -
     """
     objective = objective_of(params.training)
     check_declared(objective, stage_dependencies("train"))
-    return {
+    origin = origin_of(params.training)
+    begun_with = {"init_from_sha256": weights_sha256(origin)} if origin else {}
+    return begun_with | {
         "model": params.model.model_dump(),
-        "training": params.training.model_dump(),
+        "training": params.training.model_dump(exclude={"init_from"}),
         "inputs_sha256": inputs,
         "functions_sha256": source_hashes(objective),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "device": device.type,
     }
+
+
+def open_folder(
+    path: Path, parts: dict[str, Any], settings: RunParams, mirror: str | None
+) -> AbstractContextManager[RunFolder]:
+    """The run's folder, locked, and brought up to date from its mirror if that knows more."""
+    return open_run(
+        path,
+        parts,
+        keep=settings.keep_checkpoints,
+        keep_best=settings.keep_best,
+        best_metric=settings.keep_best_by,
+        compression=settings.compression,
+        mirror=Mirror(mirror, path, tell) if mirror else None,
+    )
+
+
+def tell(line: str) -> None:
+    """To the log file and the console, where a bar stays below it."""
+    note(line)
+    print(f"train: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def run_path(checkpoints: Path, parts: dict[str, Any]) -> Path:
@@ -113,20 +156,39 @@ def summary_of(recipe: Recipe, result: Result) -> Row:
     state, batches = result.state, recipe.batches
     best = state.best or {"step": None, "value": None}
     by_source = batches.epochs_by_source(state.step)
-    return {
-        "best": {"step": best["step"], "value": best["value"]},
-        "stopped_early": result.stopped_early,
-        "skipped_updates": state.skipped_updates,
-        "non_finite_updates": state.non_finite_updates,
-        "recoveries": state.steering.get("recoveries", 0),
-        "parameters": recipe.model.num_parameters(),
-        "tokens_per_epoch": batches.order.num_tokens,
-        "epochs": batches.epochs(state.step),
-        "packing_efficiency": batches.packing_efficiency,
-    } | ({"epochs_by_source": by_source} if by_source else {})
+    begun_with = recipe.init_from_sha256
+    return (
+        {
+            "best": {"step": best["step"], "value": best["value"]},
+            "stopped_early": result.stopped_early,
+            "skipped_updates": state.skipped_updates,
+            "non_finite_updates": state.non_finite_updates,
+            "recoveries": state.steering.get("recoveries", 0),
+            "parameters": recipe.model.num_parameters(),
+            "tokens_per_epoch": batches.order.num_tokens,
+            "epochs": batches.epochs(state.step),
+            "packing_efficiency": batches.packing_efficiency,
+        }
+        | ({"init_from_sha256": begun_with} if begun_with else {})
+        | ({"epochs_by_source": by_source} if by_source else {})
+    )
 
 
 def timing_of(recipe: Recipe, result: Result) -> Row:
     """Clock figures of the updates done by this process; a resumed run counts only its own."""
     tokens = (result.state.step - result.first_step) * recipe.batches.tokens_per_batch
     return {"training_seconds": result.seconds, "tokens_per_second": tokens / max(result.seconds, 1e-9)}
+
+
+def evaluated(model: Decoder, params: Params, runtime: Runtime, split: str) -> dict[str, dict[str, float]]:
+    """The metrics of each source's text in a split, and of all; as the stage `evaluate` scores it."""
+    device, words = set_up_torch(runtime), Tokenizer.load(Path("models/tokenizer"))
+    if model.config.vocab_size != words.vocab_size:
+        raise UserError(
+            f"models/tokenizer: has {words.vocab_size} tokens, the model was made for "
+            f"{model.config.vocab_size}; evaluate it in the project that trained it"
+        )
+    text, documents = Tokens.open(Path("data/tokens")), splits.load(Path("data/splits"))[split]
+    scorer = scorer_of(text, documents, words, max_tokens=None, **params.evaluate.model_dump())
+    parts = scorer(model.to(device))
+    return {source: part.metrics() for source, part in parts.items()} | {"all": total(parts).metrics()}

@@ -6,6 +6,7 @@ NIMA_DEVICE   cpu, cuda or auto (default)
 NIMA_THREADS  threads for arithmetic (default: the physical cores this process may use)
 NIMA_WORKERS  processes that read and tokenize text (default: the cores this process may use)
 NIMA_ENGINE   local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
+NIMA_MIRROR   folder or URL (s3://, gs://, az://, ...) for second copies of checkpoints (default: none)
 NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
 
 What a training run tells, and where:
@@ -82,6 +83,8 @@ class Runtime:
     settings: Mapping[str, str] = field(repr=False)
     """The environment, and what `.env` adds to it: secrets among them."""
     telling: Telling
+    mirror: str | None = None
+    """Where second copies of checkpoints go."""
 
     @property
     def downloads(self) -> Path:
@@ -133,6 +136,7 @@ def load(root: Path) -> Runtime:
         workspace=workspace,
         settings=settings,
         telling=telling_of(settings, workspace),
+        mirror=settings.get("NIMA_MIRROR"),
     )
 
 

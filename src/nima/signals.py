@@ -5,6 +5,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -19,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.noticed = time.perf_counter()
 
     def __enter__(self) -> Self:
         self.previous = {number: signal.signal(number, self.notice) for number in STOP_SIGNALS}
@@ -31,6 +33,8 @@ class StopRequest:
     def notice(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None:
+            self.noticed = time.perf_counter()
         self.received = signal.Signals(number)
 
     def __bool__(self) -> bool:
@@ -40,6 +44,15 @@ class StopRequest:
         """Raise `Interrupted` if a signal came."""
         if self.received is not None:
             raise Interrupted(f"stopped by {self.received.name}: {progress}; run again to continue")
+
+    def saved(self, state: str) -> None:
+        """Raise `Interrupted`, which tells how long after the signal this state was saved."""
+        seconds = time.perf_counter() - self.noticed
+        try:
+            self.check(f"{state} is saved, {seconds:.2f} s after the signal")
+        except Interrupted as stop:
+            stop.figures = {"signal_to_saved_seconds": seconds}
+            raise
 
 
 def die_with_dvc() -> None:

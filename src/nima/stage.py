@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nima import params_file
 from nima import runtime as runtime_settings
-from nima.errors import EXIT_INTERRUPTED, InputsChangedError, UserError
+from nima.errors import EXIT_INTERRUPTED, InputsChangedError, Interrupted, UserError
 from nima.inputs import fingerprint, guard_inputs
 from nima.metrics import write_timing
 from nima.params import Params
@@ -30,6 +30,8 @@ def run_stage(name: str, story: Story) -> None:
         die_with_dvc()
         tell_time(name, story)
     except UserError as error:
+        if isinstance(error, Interrupted) and error.figures:
+            write_timing(name, error.figures)
         for line in str(error).splitlines():
             print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

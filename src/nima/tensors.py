@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 # What it says of a failed write is only in words; anything else that it refuses is a bug of the caller's.
@@ -39,6 +39,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         return load_file(path)
+    except SafetensorError as error:
+        raise DamagedTensorsError(str(error)) from None
+
+
+def parse_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors in the content of a file. Raises `DamagedTensorsError`."""
+    try:
+        return load(content)
     except SafetensorError as error:
         raise DamagedTensorsError(str(error)) from None
 

@@ -6,6 +6,7 @@ state below, so a run that was killed at any point continues to the very bytes o
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,13 +98,16 @@ def train(
         nonlocal saved
         state.steering, state.scaler = steering.state(), scaler.state_dict()
         with optimizer.weights("trained"):
-            run.folder.save(Checkpoint(state.step, weights_of(model), optimizer.tensors(), vars(state)))
+            weights, moments = weights_of(model), optimizer.tensors()
+            run.folder.begin_save(Checkpoint(state.step, weights, moments, vars(state), validation_at(state)))
         saved = time.perf_counter()
 
     def poll() -> None:
+        run.folder.check()
         if run.stop:
             save()
-            run.stop.check(f"the state after step {state.step} is saved")
+            run.folder.wait()
+            run.stop.saved(f"the state after step {state.step}")
 
     while True:
         # Evaluate
@@ -124,7 +128,8 @@ def train(
 
         # Save
         done = last or steering.stops
-        if done or save_due(state.step, saved, run.settings):
+        due = save_due(state.step, saved, run.settings, batches.epochs)
+        if done or due or run.folder.wants(state.step, validation_at(state)):
             save()
 
         # Stop?
@@ -313,12 +318,22 @@ def validation_row(step: int, metrics: dict[str, float], by_source: dict[str, Li
     return row
 
 
-def save_due(step: int, saved: float, settings: RunParams) -> bool:
+def validation_at(state: State) -> Row:
+    """The metrics of the validation at this very step, if there was one."""
+    row = next((row for row in reversed(state.rows[-8:]) if "validation/loss" in row), {"step": None})
+    if row["step"] != state.step:
+        return {}
+    return {key.removeprefix("validation/"): value for key, value in row.items() if key != "step"}
+
+
+def save_due(step: int, saved: float, settings: RunParams, epochs: Callable[[int], float]) -> bool:
     by_steps = settings.save_every_steps is not None and step > 0 and step % settings.save_every_steps == 0
+    every = settings.save_every_epochs
+    by_epochs = every is not None and step > 0 and epochs(step) // every > epochs(step - 1) // every
     by_time = (
         settings.save_every_seconds is not None and time.perf_counter() - saved >= settings.save_every_seconds
     )
-    return by_steps or by_time
+    return by_steps or by_epochs or by_time
 
 
 def log(run: Run, state: State, row: Row) -> None:

@@ -23,6 +23,7 @@ Function = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z
 
 class TrainingParams(Section):
     seed: Seed
+    init_from: str | None = None
     max_steps: PositiveInt | None = None
     max_epochs: PositiveFloat | None = None
     max_tokens: PositiveInt | None = None

@@ -4,7 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nima.params.section import PositiveFloat, PositiveInt, Section, Seed, refuse, repeated_names
+from nima.params.section import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    refuse,
+    repeated_names,
+)
 
 
 class EvaluateParams(Section):
@@ -52,13 +60,17 @@ class GenerateParams(Section):
 
 
 class RunParams(Section):
-    """What the recipe is called, how often progress is saved and printed.
+    """What the recipe is called, how progress is saved and printed.
 
     No stage tracks these keys: they change no result.
     """
 
     recipe: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
-    save_every_steps: PositiveInt | None = None
     save_every_seconds: PositiveFloat | None = 30.0
+    save_every_steps: PositiveInt | None = None
+    save_every_epochs: PositiveFloat | None = None
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_best: NonNegativeInt = 0
+    keep_best_by: Literal["loss", "perplexity", "bits_per_byte", "accuracy"] = "loss"
+    compression: Literal["none", "gzip", "bz2", "xz", "zstd"] = "none"
     print_every_steps: PositiveInt = 10
