@@ -14,6 +14,7 @@ from test_training import Attempt, StopAt, bits, model_of, settings_of, weights
 
 from nima import pretrained, saved_runs
 from nima.checkpoint import Checkpoint, names, open_run
+from nima.checkpoint.lock import is_held
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.errors import Interrupted, UserError
 from nima.params import ModelParams, RunParams
@@ -183,7 +184,7 @@ def test_a_running_trainer_saves_on_request_and_goes_on(tmp_path: Path, runtime:
     found: list[Path] = []
 
     def ask() -> None:
-        while not saved_runs.is_in_training(run):
+        while not is_held(run):
             time.sleep(0.005)
         found.append(saved_runs.save_as(run, "now", None, wait_seconds=20))
 
@@ -196,6 +197,8 @@ def test_a_running_trainer_saves_on_request_and_goes_on(tmp_path: Path, runtime:
     assert result.state.step == 150
     assert names.names_in(run) == {"now": found[0].name}
     assert found[0].name < "step-00000150"
+    saved = sorted(path.name for path in run.glob("step-*"))
+    assert saved == [found[0].name, "step-00000150"]  # once was enough
 
 
 def test_without_a_trainer_the_newest_or_a_given_one_gets_the_name(runtime: Runtime) -> None:

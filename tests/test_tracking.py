@@ -74,8 +74,7 @@ def test_replayed_rows_give_the_files_of_a_run_that_was_never_interrupted(cut: i
     for row in ROWS:
         interrupted.log_row(row)
     resumed = StageLive("train")
-    for row in json.loads(json.dumps(ROWS[:cut])):
-        resumed.log_row(row)
+    resumed.replay(json.loads(json.dumps(ROWS[:cut])))
     for row in ROWS[cut:]:
         resumed.log_row(row)
     resumed.finish({"parameters": 12})

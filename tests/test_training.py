@@ -144,6 +144,9 @@ class Rows:
     def log_row(self, row: dict[str, Any]) -> None:
         self.rows.append(dict(row))
 
+    def replay(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += map(dict, rows)
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing is saved on the way out."""

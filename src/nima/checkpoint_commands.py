@@ -39,10 +39,11 @@ def say(line: str) -> None:
 
 def list_checkpoints() -> None:
     """All checkpoints: run, step, size, validation loss, names."""
-    from nima.saved_runs import is_in_training, runs, saved_in
+    from nima.checkpoint.lock import is_held
+    from nima.saved_runs import runs, saved_in
 
     for run in runs(runtime()):
-        say(f"{run}{'  (in training)' if is_in_training(run) else ''}")
+        say(f"{run}{'  (in training)' if is_held(run) else ''}")
         for saved in saved_in(run):
             if saved.manifest is None:
                 say(f"  {saved.path.name}  not whole")

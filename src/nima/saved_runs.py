@@ -1,15 +1,15 @@
 """The unfinished runs of a project and their checkpoints, for those who look at them from outside."""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima.checkpoint import Manifest, Mirror, RunFolder, locked, names, read_manifest, verify
+from nima.checkpoint import Manifest, Mirror, RunFolder, names, read_manifest, verify
 from nima.checkpoint.files import sync_folder
+from nima.checkpoint.lock import is_held, locked
 from nima.checkpoint.store import Store
 from nima.checkpoint.weights import weights_in
 from nima.decoder import Decoder, DecoderConfig
@@ -47,18 +47,6 @@ def run_named(runtime: Runtime, name: str | None) -> Path:
     return found[-1]
 
 
-def is_in_training(run: Path) -> bool:
-    """Whether a trainer holds the run's lock."""
-    try:
-        with (run / "lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def saved_in(run: Path) -> Iterator[Saved]:
     """The run's checkpoints, oldest first."""
     named = names.names_in(run)
@@ -90,7 +78,7 @@ def find(runtime: Runtime, what: str) -> Path:
 
 def save_as(run: Path, name: str, step: int | None, wait_seconds: float) -> Path:
     """Ask the run's trainer for a checkpoint, or name one that is there. Returns it. Raises `UserError`."""
-    if step is None and is_in_training(run):
+    if step is None and is_held(run):
         return saved_on_request(run, name, wait_seconds)
     whole = [saved.path for saved in saved_in(run) if saved.manifest is not None]
     if step is not None:
@@ -107,7 +95,7 @@ def save_as(run: Path, name: str, step: int | None, wait_seconds: float) -> Path
 def saved_on_request(run: Path, name: str, wait_seconds: float) -> Path:
     request = names.request_save(run, name)
     deadline = time.monotonic() + wait_seconds
-    while request.exists() and is_in_training(run) and time.monotonic() < deadline:
+    while request.exists() and is_held(run) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     if name in (named := names.names_in(run)):
         return run / named[name]

@@ -1,5 +1,7 @@
 """One run's metrics, logged through DVCLive."""
 
+import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,26 @@ class StageLive(Live):
                 self.log_metric(name, value)
         for listener in self.listeners:
             listener(row)
+
+    def replay(self, rows: list[Row]) -> None:
+        """Append the rows of an earlier process: each curve's file is opened once, not once a point."""
+        curves: dict[str, list[Row]] = {}
+        for row in rows:
+            for name in row:
+                if name != "step":
+                    curves.setdefault(name, []).append(row)
+        for name, points in curves.items():
+            self.step = points[0]["step"]
+            self.log_metric(name, points[0][name])  # makes the file, with its head
+            path = self._metrics[name].output_path
+            with path.open("a", encoding="utf-8", newline="") as file:
+                lines = csv.writer(file, delimiter="\t", lineterminator=os.linesep)
+                lines.writerows([row["step"], row[name]] for row in points[1:])
+            self.log_metric(name, points[-1][name], plot=False)
+        for row in rows:
+            self.step = row["step"]
+            for listener in self.listeners:
+                listener(row)
 
     def finish(self, summary: Row) -> None:
         """Write the metrics file. (`Live.end()` would also git-add outputs that DVC caches.)"""

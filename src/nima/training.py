@@ -216,8 +216,7 @@ def restore(
     steering.load_state(state.steering)
     if scaler.is_enabled():
         scaler.load_state_dict(state.scaler)
-    for row in state.rows:
-        run.live.log_row(row)
+    run.live.replay(state.rows)
     run.progress.say(f"continuing after step {state.step}, from {run.folder.step_path(state.step)}")
     if state.threads != torch.get_num_threads():
         run.progress.say(

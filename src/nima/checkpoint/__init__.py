@@ -14,7 +14,7 @@ weights can't be found by accident. In it:
 """
 
 from nima.checkpoint.mirror import Mirror
-from nima.checkpoint.run_folder import RunFolder, locked, open_run, run_fingerprint
+from nima.checkpoint.run_folder import RunFolder, open_run, run_fingerprint
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Mirror",
     "RunFolder",
     "load",
-    "locked",
     "open_run",
     "read_manifest",
     "run_fingerprint",

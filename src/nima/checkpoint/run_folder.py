@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ from nima.checkpoint import names
 from nima.checkpoint.background import Staging, Writer
 from nima.checkpoint.compression import SUFFIXES, compress, content_of
 from nima.checkpoint.files import description_of, sync_folder, write_json
+from nima.checkpoint.lock import locked
 from nima.checkpoint.mirror import Mirror
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify, verify_file, write
 from nima.errors import CheckpointError, UserError
@@ -60,6 +59,8 @@ class RunFolder:
         self.mirror = mirror
         self.writer = Writer()
         self.staged_model, self.staged_optimizer, self.staged_best = Staging(), Staging(), Staging()
+        self.answering: list[str] = []
+        """Names that the checkpoint which is being written will have."""
         self.best: dict[str, Any] | None = None
         """The newest best weights: file, bytes, sha256. Touched by the writer's thread."""
 
@@ -83,7 +84,8 @@ class RunFolder:
             # Lists and mappings in it grow or are replaced by the loop; what they hold is not changed.
             state={key: shallow_copy(value) for key, value in checkpoint.state.items()},
         )
-        self.writer.begin("checkpoint", partial(self.write, copied, names.requested(self.path)))
+        self.answering = names.requested(self.path)
+        self.writer.begin("checkpoint", partial(self.write, copied, self.answering))
 
     def write(self, checkpoint: Checkpoint, wanted_names: list[str]) -> None:
         final = self.step_path(checkpoint.step)
@@ -141,7 +143,7 @@ class RunFolder:
 
     def wants(self, step: int, metrics: dict[str, float]) -> bool:
         """Whether a checkpoint is asked for by name, or would be among the best that are kept."""
-        if names.requested(self.path):
+        if set(names.requested(self.path)) - set(self.answering):
             return True
         if not self.keep_best or self.best_metric not in metrics:
             return False
@@ -311,32 +313,6 @@ def open_run(path: Path, parts: dict[str, Any], keep: int, **how: Any) -> Iterat
             folder.wait()
         finally:
             folder.close()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the run's lock. Raises `UserError` if another process does."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("ab+", buffering=0)  # on a full disk, closing has nothing left to write
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().decode() or "unknown"
-            raise UserError(
-                f"{path}: another trainer (pid {holder}) is running this very run; "
-                "wait for it, or stop it first"
-            ) from None
-        try:
-            lock.truncate(0)
-            lock.write(str(os.getpid()).encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        yield
 
 
 def recover_replaced(path: Path) -> None:
