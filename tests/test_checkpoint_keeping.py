@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_at_any_stage_of_a_save_costs_no_saved_state(
         num_changes = disk.num_changes
     assert num_changes > 20
     messages: list[str] = []
-    for first in range(1, num_changes + 1):
+    for first in range(1, num_changes + 1, 1 if kind == "none" else 4):
         place = tmp_path / str(first)
         with opened(place, compression=kind) as run:
             run.save(checkpoint(1))

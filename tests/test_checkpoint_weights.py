@@ -19,6 +19,7 @@ from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha25
 from nima.errors import Interrupted, UserError
 from nima.params import ModelParams, RunParams
 from nima.runtime import Runtime
+from nima.runtime import load as load_runtime
 from nima.signals import StopRequest
 
 
@@ -152,8 +153,9 @@ def test_a_clock_that_jumps_neither_saves_nor_holds_back(
 
 
 @pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime("cpu", 1, 1, "local", tmp_path, tmp_path / "packages", tmp_path / "cache")
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return load_runtime(tmp_path)
 
 
 def some_runs(runtime: Runtime) -> Path:
