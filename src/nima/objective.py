@@ -119,8 +119,8 @@ def imported(key: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != name and not name.startswith(f"{error.name}."):
             raise UserError(f"{key}: {name} needs the module {error.name}, which is not there") from None
-        place = Path.cwd()
-        raise UserError(f"{key}: no module {name!r} in {place}, nor among the packages") from None
+        folder = Path.cwd()
+        raise UserError(f"{key}: no module {name!r} in {folder}, nor among the packages") from None
     except SyntaxError as error:
         raise UserError(f"{key}: {error.filename}:{error.lineno}: {error.msg}") from None
     except Exception as error:
