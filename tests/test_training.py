@@ -516,6 +516,7 @@ def test_every_row_has_its_figures(tmp_path: Path) -> None:
     assert validated[0].keys() == {
         "step",
         *(f"validation/{name}" for name in ("loss", "perplexity", "accuracy", "bits_per_byte")),
+        *(f"validation/sources/{source}/{name}" for source in "ab" for name in ("loss", "bits_per_byte")),
     }
     assert trained[0]["train/lr"] == pytest.approx(0.01)
     assert validated[0]["validation/perplexity"] == pytest.approx(math.exp(validated[0]["validation/loss"]))
