@@ -54,7 +54,7 @@ def corpus(path: Path, num_bytes: int) -> Path:
 NIMA = """
 import sys
 from pathlib import Path
-from nima import encoding, runtime, splits
+from nima import batches, encoding, runtime, splits
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
 from nima.parallel import workers
@@ -64,8 +64,6 @@ from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 
 if __name__ == "__main__":
-    from nima import batches  # with torch, which workers don't need
-
     folder = Path(sys.argv[1])
     source = {"name": "corpus", "path": str(folder / "corpus.jsonl")}
     settings = PrepareParams.model_validate({"sources": [source], "quality": {"min_chars": 40}})

@@ -362,6 +362,29 @@ def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interr
     assert len(encoded) == num_stretches + 1, "finished stretches are encoded once"
 
 
+@pytest.mark.xdist_group("ray")
+def test_a_ray_cluster_tokenizes_to_the_same_bytes(
+    project: Path, cluster: tuple[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nima import encoding
+    from nima.corpus.document import stretches
+
+    def outputs() -> dict[str, bytes]:
+        folders = (Path("data/tokens"), Path("models/tokenizer"))
+        return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+
+    write_documents(project / "data/documents", corpus(3000))
+    monkeypatch.setattr(encoding, "STRETCH_BYTES", 20_000)
+    assert len(list(stretches(Path("data/documents"), 20_000))) >= 3
+    monkeypatch.setenv("NIMA_WORKERS", "2")
+    run_tokenize()
+    expected = outputs()
+    monkeypatch.setenv("RAY_ADDRESS", cluster[0])
+    monkeypatch.setenv("NIMA_ENGINE", "ray")
+    run_tokenize()
+    assert outputs() == expected
+
+
 def test_what_is_dropped_or_cut_is_counted_and_listed(project: Path) -> None:
     write_documents(project / "data/documents", corpus(40))
     run_tokenize(max_total_tokens=40)

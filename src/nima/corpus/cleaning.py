@@ -4,8 +4,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-import ftfy
-
 from nima.corpus.blocks import Markup, is_blank, verbatim_lines
 from nima.corpus.residue import may_hold_residue, without_residue
 from nima.params import CleaningParams
@@ -95,6 +93,8 @@ def repair(line: str, rules: CleaningParams) -> str:
     # In this order: a control character or a hard space may be half of a mangled letter, and a character
     # that goes may bring two together that NFC makes one.
     if rules.encoding_repair and SUSPECT.search(line):
+        import ftfy  # most texts don't need it
+
         line = ftfy.fix_encoding(line)
     if rules.control_characters:
         line = CONTROL.sub("", line)

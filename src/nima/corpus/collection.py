@@ -292,13 +292,9 @@ def document_table(
     batch: pa.RecordBatch, source: SourceParams, keep: np.ndarray, groups: np.ndarray
 ) -> pa.Table:
     chosen = batch.filter(numbers(keep))
-    same = {
-        "source": source.name,
-        "weight": source.weight,
-        "licence": source.licence or "",
-        "split": source.split or "",
-    }
-    columns = {name: pa.repeat(value, len(chosen)) for name, value in same.items()}
+    same = {"source": source.name, "licence": source.licence or "", "split": source.split or ""}
+    columns = {name: column([value] * len(chosen), pa.string()) for name, value in same.items()}
+    columns["weight"] = numbers(np.full(len(chosen), source.weight, np.float64))
     columns |= {name: chosen[name] for name in ("id", "key", "text", "messages")}
     columns["group"] = column(hex_texts(groups), pa.string())
     return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
@@ -312,7 +308,7 @@ def rejection_table(
     decisions: Decisions,
 ) -> pa.Table:
     if not refused.any():
-        return REJECTION_SCHEMA.empty_table()
+        return pa.Table.from_batches([], REJECTION_SCHEMA)
     rows = []
     for place in np.flatnonzero(refused).tolist():
         row = {name: batch[name][place].as_py() for name in ("id", "key", "reason", "detail", "text", "raw")}

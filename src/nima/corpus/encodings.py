@@ -11,8 +11,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import cast
 
-import chardet
-
 from nima.corpus.fields import Unusable, shortened
 from nima.corpus.quality import Flaw
 from nima.errors import SourceError
@@ -39,7 +37,6 @@ MIN_SAMPLE_BYTES = 32
 # Of 1,481 samples of 15 to 2,500 bytes in 12 languages and 11 encodings, 2 were wrong above it, both
 # shorter than MIN_SAMPLE_BYTES; all samples of 60 bytes or more were right.
 MIN_CONFIDENCE = 0.12
-ERAS = chardet.EncodingEra.MODERN_WEB | chardet.EncodingEra.LEGACY_ISO
 
 
 class TextEncoding:
@@ -140,7 +137,10 @@ def guessed(sample: bytes) -> str | None:
     """The encoding of bytes that are not UTF-8, if it is sure."""
     if len(sample) < MIN_SAMPLE_BYTES or (b"\0" not in sample and is_utf8(sample)):
         return None
-    guess = chardet.detect(sample, encoding_era=ERAS, compat_names=False)
+    import chardet  # most files are UTF-8
+
+    eras = chardet.EncodingEra.MODERN_WEB | chardet.EncodingEra.LEGACY_ISO
+    guess = chardet.detect(sample, encoding_era=eras, compat_names=False)
     return guess["encoding"] if guess["confidence"] >= MIN_CONFIDENCE else None
 
 

@@ -20,7 +20,6 @@ from nima.corpus.records import Reading, Record, RecordShape, rejection
 from nima.corpus.sources import SourceFile
 from nima.corpus.tables import table_records
 from nima.corpus.unpacking import SUFFIXES, is_on_disk
-from nima.corpus.yaml_files import yaml_records
 from nima.errors import SourceError
 from nima.params import LimitsParams, SourceParams
 
@@ -108,6 +107,10 @@ def records_of(name: str, reading: Reading, content: Content) -> Iterator[Record
     elif name in DELIMITERS:
         yield from table_records(reading, content, DELIMITERS[name])
     elif name == "yaml":
+        from nima.corpus.yaml_files import (
+            yaml_records,  # few need its parser, which takes a tenth of a second
+        )
+
         yield from yaml_records(reading, content)
     else:
         yield text_record(name, reading, content)
