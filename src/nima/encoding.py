@@ -20,7 +20,7 @@ from nima.params import TokenizeParams
 from nima.token_writer import TOKENIZED_SCHEMA, TokenWriter, tokenized_table
 from nima.tokenizer import Tokenizer
 
-STRETCH_BYTES = 8_000_000
+STRETCH_BYTES = 4_000_000
 BATCH_DOCUMENTS = 1024
 
 

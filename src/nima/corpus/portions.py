@@ -10,7 +10,7 @@ from nima.corpus.formats import Span, is_splittable
 from nima.corpus.sources import SourceFile
 from nima.params import SourceParams
 
-PORTION_BYTES = 8_000_000
+PORTION_BYTES = 4_000_000
 PORTION_FILES = 1024
 BLOCK_BYTES = 1 << 20
 
