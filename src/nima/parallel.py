@@ -5,6 +5,7 @@ the same bytes everywhere. A function must be pure but for files that it writes 
 part: a part whose worker dies is given to another.
 """
 
+import gc
 import hashlib
 import logging
 import multiprocessing
@@ -139,6 +140,7 @@ class InProcesses:
 
 def start_worker(parent: int) -> None:
     """Ctrl-C is the parent's to handle, and a worker ends with it."""
+    gc.freeze()  # what is imported stays: the collector need not walk through it again and again
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
 
