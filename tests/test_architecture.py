@@ -43,6 +43,7 @@ LAYERS = (
         "separation",
         "batches",
         "optimizer",
+        "processes",
         "schedule",
         "stopping",
         "plateau",
@@ -60,7 +61,7 @@ LAYERS = (
     ),
     ("evaluation", "generation", "samples", "inspection"),
     ("steering", "objective", "training"),
-    ("model_card", "recipe", "observation", "data_report", "stage", "provision"),
+    ("model_card", "recipe", "observation", "data_report", "stage", "launch", "provision"),
     ("saved_runs", "checkpoint_commands"),
     ("other_processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
     (
@@ -138,6 +139,7 @@ OWNERS = {
     "optuna": {"nima.study"},
     "safetensors": {"nima.tensors"},
     "dvclive": {"nima.tracking"},
+    "accelerate": {"nima.processes"},
     "matplotlib": {"nima.pictures"},
     "rich": {"nima.progress", "nima.inspection.terminal", "nima.comparison_views"},
     "psutil": {

@@ -27,7 +27,7 @@ def recipe_of(**changes: Any) -> Recipe:
 
 
 def result_at(step: int, first_step: int = 0) -> Result:
-    return Result(State(step=step), {}, stopped_early=False, seconds=2.0, first_step=first_step)
+    return Result(State(step=step), {}, {}, stopped_early=False, seconds=2.0, first_step=first_step)
 
 
 def test_the_summary_counts_epochs_and_says_how_full_rows_are() -> None:

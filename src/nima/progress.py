@@ -17,14 +17,17 @@ from nima.pace import Pace
 class TrainingProgress:
     """Loss, bits per byte, tokens per second and time left of a running training, and a summary after it."""
 
-    def __init__(self, total_steps: int, print_every_steps: int, extra_steps: float = 0.0) -> None:
+    def __init__(
+        self, total_steps: int, print_every_steps: int, extra_steps: float = 0.0, *, quiet: bool = False
+    ) -> None:
         self.total_steps = total_steps
         self.print_every_steps = print_every_steps
+        self.quiet = quiet
         self.pace = Pace(total_steps, extra_steps)
         self.is_training = False
         self.after_step: Callable[[], None] = lambda: None
         """Called behind each step."""
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.bar = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -32,7 +35,7 @@ class TrainingProgress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -57,7 +60,7 @@ class TrainingProgress:
         figures = f"loss {loss:.3f}  {bits_per_byte:.3f} bits/byte  {speed:,.0f} tokens/s"
         self.bar.update(self.task, completed=step, figures=figures)
         last = step == self.total_steps
-        if not self.console.is_terminal and (last or step % self.print_every_steps == 0):
+        if not self.quiet and not self.console.is_terminal and (last or step % self.print_every_steps == 0):
             line = f"step {step}/{self.total_steps}  {figures}  {self.pace.left_seconds():.0f} s left"
             print(line, file=sys.stderr, flush=True)  # noqa: T201
         if self.pace.forecast_seconds is not None and not had_forecast:

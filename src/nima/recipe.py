@@ -12,7 +12,7 @@ import torch
 
 from nima import pictures, pretrained, splits
 from nima.batches import TrainingBatches, steps_of, training_batches
-from nima.checkpoint import Mirror, RunFolder, open_run, run_fingerprint
+from nima.checkpoint import Mirror, NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
@@ -23,12 +23,17 @@ from nima.model_card import trained_card
 from nima.objective import check_declared, objective_of, source_hashes
 from nima.params import Params, RunParams, TrainingParams
 from nima.params_file import stage_dependencies
+from nima.processes import ALONE, Processes
+from nima.progress import TrainingProgress
 from nima.runtime import Runtime, set_up_torch
 from nima.schedule import warmup_steps_of
+from nima.signals import StopRequest
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
-from nima.training import Result, Run
+from nima.tracking import Unlogged
+from nima.training import Result, Run, train
 
+INPUTS = {"tokenizer": Path("models/tokenizer"), "tokens": Path("data/tokens"), "split": Path("data/splits")}
 OUTPUTS = (Path("models/model"), Path("models/last"))
 
 
@@ -46,7 +51,15 @@ class Recipe:
     init_from_sha256: str | None = None
 
 
-def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: Path, split: Path) -> Recipe:
+def assemble(
+    params: Params,
+    device: torch.device,
+    *,
+    tokenizer: Path,
+    tokens: Path,
+    split: Path,
+    processes: Processes = ALONE,
+) -> Recipe:
     """Read the inputs of the train stage and build the freshly initialised model on `device`."""
     settings = params.training
     words, text, parts = Tokenizer.load(tokenizer), Tokens.open(tokens), splits.load(split)
@@ -73,6 +86,7 @@ def assemble(params: Params, device: torch.device, *, tokenizer: Path, tokens: P
         max_tokens=settings.validation_max_tokens,
         micro_batch_tokens=settings.micro_batch_tokens,
         precision=settings.precision,
+        processes=processes,
     )
     total_steps = steps_of(settings.max_steps, settings.max_epochs, batches, settings.max_tokens)
     warmup_steps = warmup_steps_of(settings.warmup_steps, settings.warmup_fraction, total_steps)
@@ -125,6 +139,19 @@ def open_folder(
     )
 
 
+def trained(recipe: Recipe, params: Params, run: Run, processes: Processes) -> Result:
+    parts = (recipe.model, recipe.batches, recipe.scorer)
+    return train(*parts, params.training, recipe.total_steps, run, processes)
+
+
+def follow(recipe: Recipe, params: Params, processes: Processes) -> dict[str, float]:
+    """What a process does that is not the first: its part of every update, and not a word."""
+    steps = recipe.total_steps
+    with StopRequest() as stop, TrainingProgress(steps, params.run.print_every_steps, quiet=True) as progress:
+        trained(recipe, params, Run(NoFolder(), Unlogged(), progress, stop, params.run), processes)
+    return {}
+
+
 def tell(line: str) -> None:
     """To the log file and the console, where a bar stays below it."""
     note(line)
@@ -139,7 +166,7 @@ def write_outputs(
     recipe: Recipe, params: Params, run: Run, result: Result, *, model: Path, last: Path
 ) -> None:
     """The kept and the last weights as Hugging Face folders, the card, metrics/train.json, the pictures."""
-    best, final = result.best_weights, recipe.model.state_dict()
+    best, final = result.best_weights, result.last_weights
     for folder, weights in ((model, best if params.training.keep == "best" else final), (last, final)):
         words = recipe.tokenizer
         pretrained.save(recipe.model, weights, folder, end_of_text=words.end_of_text, pad=words.pad)

@@ -2,12 +2,18 @@
 
 Settings come from the environment, or from a git-ignored `.env` in the project's root:
 
-NIMA_DEVICE   cpu, cuda or auto (default)
-NIMA_THREADS  threads for arithmetic (default: the physical cores this process may use)
-NIMA_WORKERS  processes that read and tokenize text (default: the cores this process may use)
-NIMA_ENGINE   local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
-NIMA_MIRROR   folder or URL (s3://, gs://, az://, ...) for second copies of checkpoints (default: none)
-NIMA_CACHE    folder for downloaded packages (default: .nima/packages in the main workspace)
+NIMA_DEVICE     cpu, cuda or auto (default)
+NIMA_THREADS    threads for arithmetic, in each process (default: this process's share of the physical cores)
+NIMA_PROCESSES  processes that train, or auto (default): one for each GPU, one on a CPU
+NIMA_SHARDING   ddp (default): each holds the model; fsdp: each holds a part of it
+NIMA_LAUNCHER   a command line that starts the training processes, on many machines: `torchrun --nnodes ...`
+NIMA_WORKERS    processes that read and tokenize text (default: the cores this process may use)
+NIMA_ENGINE     local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
+NIMA_MIRROR     folder or URL (s3://, gs://, az://, ...) for second copies of checkpoints (default: none)
+NIMA_CACHE      folder for downloaded packages (default: .nima/packages in the main workspace)
+
+A process that torchrun, `accelerate launch` or Nima itself started among others learns so from RANK,
+WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
 What a training run tells, and where:
 
@@ -28,6 +34,7 @@ import contextlib
 import ctypes
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -85,6 +92,12 @@ class Runtime:
     telling: Telling
     mirror: str | None = None
     """Where second copies of checkpoints go."""
+    processes: int | None = None
+    """None: as many as there are GPUs."""
+    sharding: str = "ddp"
+    launcher: tuple[str, ...] = ()
+    place: "Place | None" = None
+    """Where this process stands among those that train together; None: nobody started others beside it."""
 
     @property
     def downloads(self) -> Path:
@@ -118,6 +131,17 @@ class Runtime:
         return (self.dvc_cache / "files" / "md5" / md5[:2] / md5[2:]).is_file()
 
 
+@dataclass(frozen=True)
+class Place:
+    """One of several processes, as torchrun tells it."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    """Its number on its own machine, and so of its GPU."""
+    num_local_ranks: int
+
+
 def load(root: Path) -> Runtime:
     """The runtime of a stage that runs in `root`. Raises `UserError` on an unusable setting."""
     # A temporary or queued experiment runs in a copy without git-ignored files that is deleted afterwards:
@@ -125,9 +149,11 @@ def load(root: Path) -> Runtime:
     workspace = Path(os.environ.get("DVC_ROOT") or root).resolve()
     settings = dotenv(workspace / ".env") | {key: value for key, value in os.environ.items() if value}
     scratch = workspace / ".nima"
+    place = place_of(os.environ)
+    cores = min(usable_cores(), physical_cores())
     return Runtime(
         device=one_of("NIMA_DEVICE", settings, ("auto", "cpu", "cuda")),
-        threads=count("NIMA_THREADS", settings) or min(usable_cores(), physical_cores()),
+        threads=count("NIMA_THREADS", settings) or max(1, cores // (place.num_local_ranks if place else 1)),
         workers=count("NIMA_WORKERS", settings) or usable_cores(),
         engine=one_of("NIMA_ENGINE", settings, ("local", "ray")),
         scratch=scratch,
@@ -137,6 +163,10 @@ def load(root: Path) -> Runtime:
         settings=settings,
         telling=telling_of(settings, workspace),
         mirror=settings.get("NIMA_MIRROR"),
+        processes=None if settings.get("NIMA_PROCESSES") == "auto" else count("NIMA_PROCESSES", settings),
+        sharding=one_of("NIMA_SHARDING", settings, ("ddp", "fsdp")),
+        launcher=tuple(shlex.split(settings.get("NIMA_LAUNCHER", ""))),
+        place=place,
     )
 
 
@@ -169,6 +199,19 @@ def trackers_of(settings: Mapping[str, str]) -> tuple[str, ...]:
 def is_installed(package: str) -> bool:
     spec = find_spec(package)
     return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+
+
+def place_of(environment: Mapping[str, str]) -> Place | None:
+    """None without RANK and WORLD_SIZE. Raises `UserError` if others are missing, or no numbers."""
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = [environment.get(name, "") for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not value.isdecimal():
+            raise UserError(f"{name}: expected a number beside {', '.join(names)}, found {value!r}")
+    rank, num_ranks, local_rank, num_local_ranks = map(int, values)
+    return Place(rank, num_ranks, local_rank, num_local_ranks)
 
 
 def dvc_cache_of(workspace: Path) -> Path:
@@ -243,6 +286,15 @@ def dotenv(path: Path) -> dict[str, str]:
     return {key: value for key, value in settings.items() if value}
 
 
+def usable_gpus(runtime: Runtime) -> int:
+    """How many GPUs a stage may use; 1 where it computes on the CPU."""
+    if runtime.device == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def set_up_torch(runtime: Runtime) -> "torch.device":
     """Apply device, threads and deterministic arithmetic to torch; returns the device to compute on."""
     import torch
@@ -254,7 +306,9 @@ def set_up_torch(runtime: Runtime) -> "torch.device":
     torch.use_deterministic_algorithms(True)
     keep_freed_memory()
     torch.set_num_threads(runtime.threads)
-    return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+    if not available or runtime.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", runtime.place.local_rank) if runtime.place else torch.device("cuda")
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
 
 from nima.errors import Interrupted
 
@@ -43,15 +43,20 @@ class StopRequest:
     def check(self, progress: str = "nothing was lost") -> None:
         """Raise `Interrupted` if a signal came."""
         if self.received is not None:
-            raise Interrupted(f"stopped by {self.received.name}: {progress}; run again to continue")
+            self.end(progress)
 
-    def saved(self, state: str) -> None:
+    def end(self, progress: str) -> NoReturn:
+        """Raise `Interrupted`, also when the signal came to another process."""
+        name = self.received.name if self.received else "a signal to another process"
+        raise Interrupted(f"stopped by {name}: {progress}; run again to continue")
+
+    def saved(self, state: str) -> NoReturn:
         """Raise `Interrupted`, which tells how long after the signal this state was saved."""
         seconds = time.perf_counter() - self.noticed
         try:
-            self.check(f"{state} is saved, {seconds:.2f} s after the signal")
+            self.end(f"{state} is saved" + (f", {seconds:.2f} s after the signal" if self else ""))
         except Interrupted as stop:
-            stop.figures = {"signal_to_saved_seconds": seconds}
+            stop.figures = {"signal_to_saved_seconds": seconds} if self else {}
             raise
 
 

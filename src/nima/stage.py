@@ -50,13 +50,7 @@ def tell_time(name: str, story: Story) -> None:
     params = params_file.load(PARAMS)
     runtime = runtime_settings.load(Path.cwd())
     with guard_inputs(params_file.stage_dependencies(name)):
-        try:
-            figures = story(params, runtime) or {}
-        except OSError as error:
-            if error.errno not in REFUSED:
-                raise
-            place = error.filename or Path.cwd()
-            raise UserError(f"{place}: cannot be written or read: {error.strerror}") from None
+        told = tell_story(story, params, runtime) or {}
     # DVC records the params as they are when the stage ends.
     sections = params_file.stage_sections(name)
     after = params_file.load(PARAMS)
@@ -64,6 +58,19 @@ def tell_time(name: str, story: Story) -> None:
         raise InputsChangedError(f"{PARAMS}: {', '.join(changed)} changed while the stage ran; run again")
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - started
-    write_timing(name, {"seconds": seconds, "peak_memory_bytes": peak_bytes} | figures)
+    figures = {"seconds": seconds, "peak_memory_bytes": peak_bytes} | told
+    write_timing(name, figures)
     write_environment(name, runtime)
-    print(f"{name}: done in {seconds:.1f} s, at most {peak_bytes / 1e6:.0f} MB; see metrics/{name}.json")  # noqa: T201
+    peak = figures["peak_memory_bytes"] / 1e6
+    print(f"{name}: done in {seconds:.1f} s, at most {peak:.0f} MB; see metrics/{name}.json")  # noqa: T201
+
+
+def tell_story(story: Story, params: Params, runtime: Runtime) -> dict[str, float] | None:
+    """The stage's work, with what the machine refuses as a `UserError`."""
+    try:
+        return story(params, runtime)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        place = error.filename or Path.cwd()
+        raise UserError(f"{place}: cannot be written or read: {error.strerror}") from None

@@ -71,3 +71,13 @@ class StageLive(Live):
         """Write the metrics file. (`Live.end()` would also git-add outputs that DVC caches.)"""
         self.summary.update(summary)
         self.make_summary()
+
+
+class Unlogged:
+    """The log of a process that leaves logging to the first one."""
+
+    def log_row(self, row: Row) -> None: ...
+
+    def replay(self, rows: list[Row]) -> None: ...
+
+    def finish(self, summary: Row) -> None: ...

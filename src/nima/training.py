@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nima.batches import Batch, TrainingBatches
-from nima.checkpoint import Checkpoint, RunFolder
+from nima.checkpoint import Checkpoint, NoFolder, RunFolder
 from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer, total
@@ -22,12 +22,16 @@ from nima.metrics import Row
 from nima.objective import objective_of
 from nima.optimizer import Optimizer, Rates
 from nima.params import RunParams, TrainingParams
+from nima.processes import ALONE, Processes
 from nima.progress import TrainingProgress
 from nima.signals import StopRequest
 from nima.steering import Steering
 from nima.stopping import improves
 from nima.targets import IGNORED
-from nima.tracking import StageLive
+from nima.tracking import StageLive, Unlogged
+
+# Beyond any number of steps: each process draws its own dropout, the first what a single one draws.
+SEED_DISTANCE = 1_000_003 * 1_000_003
 
 
 @dataclass
@@ -43,6 +47,7 @@ class State:
     skipped_updates: int = 0
     non_finite_updates: int = 0
     threads: int = 0
+    processes: int = 1
     # Sums since the last logged row.
     nats: float = 0.0
     tokens: int = 0
@@ -53,8 +58,8 @@ class State:
 class Run:
     """Where a run keeps its progress, shows it, and hears that it should stop."""
 
-    folder: RunFolder
-    live: StageLive
+    folder: RunFolder | NoFolder
+    live: StageLive | Unlogged
     progress: TrainingProgress
     stop: StopRequest
     settings: RunParams
@@ -64,6 +69,7 @@ class Run:
 class Result:
     state: State
     best_weights: dict[str, Tensor]
+    last_weights: dict[str, Tensor]
     stopped_early: bool
     seconds: float
     first_step: int
@@ -76,21 +82,24 @@ def train(
     settings: TrainingParams,
     total_steps: int,
     run: Run,
+    processes: Processes = ALONE,
 ) -> Result:
     """Train `model` in place for `total_steps` updates, or until a rule stops it.
 
-    `scorer` scores the validation part. A rule of update that averages leaves the average in the model. With
+    `scorer` scores the validation part. A rule of update that averages leaves the average in the model. Each
+    of several processes computes its part of every batch; weights that come out are the first one's. With
     the progress saved it raises `Interrupted` after a stop signal, `NonFiniteError` when loss or gradient is
     not finite and params say to stop, and `ObjectiveError` when the user's own function fails.
     """
     device = next(model.parameters()).device
-    optimizer = Optimizer(model, rates_of(settings))
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     objective, steering = objective_of(settings), Steering(settings, total_steps)
-    state = restore(run, model, optimizer, scaler, steering)
-    state.threads = torch.get_num_threads()
+    loss_sum = processes.share(model, objective)
+    optimizer = Optimizer(model, rates_of(settings), processes.spread)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    state = restore(run, model, optimizer, scaler, steering, processes)
+    state.threads, state.processes = torch.get_num_threads(), processes.count
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
-    say_what_begins(run, model, batches, settings, total_steps)
+    say_what_begins(run, model, batches, state, settings, total_steps)
     run.progress.start_at(state.step)
     model.train()
 
@@ -98,15 +107,19 @@ def train(
         nonlocal saved
         state.steering, state.scaler = steering.state(), scaler.state_dict()
         with optimizer.weights("trained"):
-            weights, moments = weights_of(model), optimizer.tensors()
+            weights, moments = processes.whole(weights_of(model)), processes.whole(optimizer.tensors())
             run.folder.begin_save(Checkpoint(state.step, weights, moments, vars(state), validation_at(state)))
         saved = time.perf_counter()
 
+    def save_for_good() -> None:
+        save()
+        run.folder.wait()
+        processes.wait()
+
     def poll() -> None:
         run.folder.check()
-        if run.stop:
-            save()
-            run.folder.wait()
+        if processes.any(bool(run.stop)):
+            save_for_good()
             run.stop.saved(f"the state after step {state.step}")
 
     while True:
@@ -120,7 +133,7 @@ def train(
                 value = metrics[settings.best_metric]
                 if improves(settings.best_metric, value, state.best["value"] if state.best else None):
                     kept = best_tensors(model, optimizer, can_recover=steering.recoveries_left > 0)
-                    state.best = run.folder.save_best(state.step, kept)
+                    state.best = run.folder.save_best(state.step, processes.whole(kept))
                     state.best |= {"step": state.step, "value": value}
             log_validation(run, state, metrics, by_source)
             steering.validated(by_source)
@@ -129,7 +142,7 @@ def train(
         # Save
         done = last or steering.stops
         due = save_due(state.step, saved, run.settings, batches.epochs)
-        if done or due or run.folder.wants(state.step, validation_at(state)):
+        if done or processes.from_first(due or run.folder.wants(state.step, validation_at(state))):
             save()
 
         # Stop?
@@ -139,30 +152,34 @@ def train(
             optimizer.hold("averaged")
             break
         if steering.recovers:
-            go_back(run, state, model, optimizer, steering)
+            go_back(run, state, model, optimizer, steering, processes)
 
         # Update
         factor = steering.lr_factor(state.step)
         optimizer.set_rate(factor)
         optimizer.zero_grad()
         # Dropout draws from the step's own seed, so no generator needs saving.
-        torch.manual_seed(settings.seed * 1_000_003 + state.step)
-        batch = batches.batch(state.step)
-        num_trained = batch.num_trained_tokens
+        torch.manual_seed(settings.seed * 1_000_003 + state.step + processes.rank * SEED_DISTANCE)
+        batch = batches.batch(state.step, processes.rank, processes.count)
+        [num_trained] = processes.sums(batch.num_trained_tokens)
         nats_sum = torch.zeros((), device=device)
-        for part in batch.micro_batches(settings.micro_batch_tokens):
+        parts = list(batch.micro_batches(settings.micro_batch_tokens))
+        for number, part in enumerate(parts, start=1):
             poll()
+            processes.sum_gradients(now=number == len(parts))
             ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
-            with objective.blamed(save):
+            with objective.blamed(save if processes.has_all else lambda: None):
                 with autocast(device, settings.precision):
-                    loss = objective(model, ids, targets, documents)
+                    loss = loss_sum(ids, targets, documents)
                 # The sum over the global batch's tokens divided by their number: no mean of means.
-                scaler.scale(loss / max(1, num_trained)).backward()
+                scaler.scale(processes.weighted(loss / max(1, num_trained))).backward()
             nats_sum += loss.detach()
         for inner in optimizer.optimizers:
             scaler.unscale_(inner)
-        nats = float(nats_sum)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+        processes.agree_on_overflow(scaler)
+        num_bytes = int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
+        nats, num_tokens, num_bytes = processes.sums(float(nats_sum), batch.num_tokens, num_bytes)
+        norm = processes.clip(model, settings.max_grad_norm or math.inf)
         if math.isfinite(nats) and math.isfinite(norm):
             for inner in optimizer.optimizers:
                 scaler.step(inner)
@@ -172,7 +189,7 @@ def train(
         else:
             problem = non_finite(nats, norm, batches, state.step)
             if not steering.survives_non_finite():
-                save()
+                save_for_good()
                 raise problem
             run.progress.say(f"{problem}. The run goes on without this update")
             state.skipped_updates += 1
@@ -185,18 +202,18 @@ def train(
         if math.isfinite(nats):
             state.nats += nats
             state.tokens += num_trained
-            if objective.is_cross_entropy:
-                state.bytes += int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
-        run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), batch.num_tokens)
+            state.bytes += num_bytes if objective.is_cross_entropy else 0
+        run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), num_tokens)
         if state.step % settings.log_every_steps == 0 or state.step == total_steps:
             log(run, state, training_row(state, settings.lr * factor, norm))
             state.nats, state.tokens, state.bytes = 0.0, 0, 0
 
-    weights = weights_of(model)
-    best = run.folder.load_best(state.best) if state.best else weights
+    weights = processes.whole(weights_of(model))
+    best = run.folder.load_best(state.best) if state.best and processes.is_first else weights
     return Result(
         state=state,
         best_weights={name: best[name] for name in weights},
+        last_weights=weights,
         stopped_early=state.step < total_steps,
         seconds=time.perf_counter() - started,
         first_step=first_step,
@@ -204,34 +221,51 @@ def train(
 
 
 def restore(
-    run: Run, model: Decoder, optimizer: Optimizer, scaler: torch.amp.GradScaler, steering: Steering
+    run: Run,
+    model: Decoder,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    steering: Steering,
+    processes: Processes,
 ) -> State:
     """Continue from the newest whole checkpoint, its history replayed into a fresh log; else begin."""
-    checkpoint = run.folder.load_newest(warn=run.progress.say)
-    if checkpoint is None:
+    checkpoint = run.folder.load_newest(warn=run.progress.say) or Checkpoint(0, {}, {}, {})
+    saved = processes.from_first(checkpoint.state)
+    if not saved:
         return State()
-    state = State(**checkpoint.state)
-    set_weights(model, checkpoint.model)
-    optimizer.load_tensors(checkpoint.optimizer)
+    state = State(**saved)
+    set_weights(model, processes.parts_of(checkpoint.model, model))
+    optimizer.load_tensors(processes.parts_of(checkpoint.optimizer, model))
     steering.load_state(state.steering)
     if scaler.is_enabled():
         scaler.load_state_dict(state.scaler)
     run.live.replay(state.rows)
     run.progress.say(f"continuing after step {state.step}, from {run.folder.step_path(state.step)}")
-    if state.threads != torch.get_num_threads():
+    now = State(threads=torch.get_num_threads(), processes=processes.count)
+    if workforce(state) != workforce(now):
         run.progress.say(
-            f"begun with {state.threads} threads, continued with {torch.get_num_threads()}: sums are taken "
-            "in another order, so the result will equal an uninterrupted run's only to rounding"
+            f"begun with {workforce(state)}, continued with {workforce(now)}: the data keeps its order, but "
+            "sums are taken in another, so the result will equal an uninterrupted run's only to rounding"
         )
     return state
 
 
+def workforce(state: State) -> str:
+    threads = f"{state.threads} threads"
+    return threads if state.processes == 1 else f"{state.processes} processes of {threads} each"
+
+
 def say_what_begins(
-    run: Run, model: Decoder, batches: TrainingBatches, settings: TrainingParams, total_steps: int
+    run: Run,
+    model: Decoder,
+    batches: TrainingBatches,
+    state: State,
+    settings: TrainingParams,
+    total_steps: int,
 ) -> None:
     device = next(model.parameters()).device
     run.progress.say(
-        f"{model.num_parameters():,} parameters on {device.type} with {torch.get_num_threads()} threads, "
+        f"{model.num_parameters():,} parameters on {device.type} with {workforce(state)}, "
         f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.order.num_tokens}, "
         f"{batches.packing_efficiency:.1%} of slots are filled"
     )
@@ -264,7 +298,14 @@ def best_tensors(model: Decoder, optimizer: Optimizer, *, can_recover: bool) -> 
     return weights_of(model) | trained | {f"optimizer/{key}": t for key, t in optimizer.tensors().items()}
 
 
-def go_back(run: Run, state: State, model: Decoder, optimizer: Optimizer, steering: Steering) -> None:
+def go_back(
+    run: Run,
+    state: State,
+    model: Decoder,
+    optimizer: Optimizer,
+    steering: Steering,
+    processes: Processes,
+) -> None:
     """Put back the best weights and go on from them, at a lower rate, with the next data.
 
     The steps count on and no batch is met again, as with a loss spike of PaLM (Chowdhery et al. 2022,
@@ -272,7 +313,7 @@ def go_back(run: Run, state: State, model: Decoder, optimizer: Optimizer, steeri
     """
     why, target = steering.why, "no weights yet that were validated"
     if state.best:
-        tensors = run.folder.load_best(state.best)
+        tensors = processes.parts_of(run.folder.load_best(state.best), model)
         set_weights(
             model, {name: tensors.get(f"trained/{name}", tensors[name]) for name in weights_of(model)}
         )

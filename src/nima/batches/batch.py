@@ -82,14 +82,15 @@ class TrainingBatches:
     def batch(self, step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
         """Batch number `step` (from 0), or the part of it that rank `rank` of `num_ranks` computes.
 
-        The parts of all ranks, one below the other, are the batch: their number changes no result. With
-        more ranks than rows some parts have no row.
+        The parts of all ranks, one below the other, are the batch: their number changes no result. All have
+        the same shape, so that ranks compute in step: some end in a row without text.
         """
         rows = self.rows(step)
         num_slots = max(row.num_slots for row in rows)
         mine = rows[len(rows) * rank // num_ranks : len(rows) * (rank + 1) // num_ranks]
+        num_rows = -(-len(rows) // num_ranks)
         ids, targets, documents = (
-            np.full((len(mine), num_slots), value, dtype=np.int64)
+            np.full((num_rows, num_slots), value, dtype=np.int64)
             for value in (self.end_of_text, IGNORED, PADDING)
         )
         for place, row in enumerate(mine):

@@ -14,13 +14,14 @@ weights can't be found by accident. In it:
 """
 
 from nima.checkpoint.mirror import Mirror
-from nima.checkpoint.run_folder import RunFolder, open_run, run_fingerprint
+from nima.checkpoint.run_folder import NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify
 
 __all__ = [
     "Checkpoint",
     "Manifest",
     "Mirror",
+    "NoFolder",
     "RunFolder",
     "load",
     "open_run",

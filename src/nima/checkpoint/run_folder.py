@@ -291,6 +291,34 @@ class RunFolder:
         )
 
 
+class NoFolder:
+    """What a process has in a run's folder that leaves saving to another: nothing."""
+
+    path = Path()
+
+    def load_newest(self, warn: Callable[[str], None]) -> None: ...
+
+    def load_best(self, record: dict[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
+        return {}
+
+    def begin_save(self, checkpoint: Checkpoint) -> None: ...
+
+    def save_best(self, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def check(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def wants(self, step: int, metrics: dict[str, float]) -> bool:  # noqa: ARG002
+        return False
+
+    def step_path(self, step: int) -> Path:  # noqa: ARG002
+        return self.path
+
+    def finish(self, model: Path) -> None: ...
+
+
 @contextlib.contextmanager
 def open_run(path: Path, parts: dict[str, Any], keep: int, **how: Any) -> Iterator[RunFolder]:
     """The run's folder, locked: two trainers never share one. Raises `UserError` if another holds it.

@@ -17,6 +17,7 @@ from torch import Tensor
 from nima.batches import Stream, Window, evenly_spread, scoring_windows
 from nima.decoder import Decoder, autocast
 from nima.errors import UserError
+from nima.processes import ALONE, Processes
 from nima.targets import IGNORED
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
@@ -63,13 +64,30 @@ class ScoringBatch:
 
 
 def scoring_batches(
-    stream: Stream, windows: list[Window], end_of_text: int, micro_batch_tokens: int
+    stream: Stream,
+    windows: list[Window],
+    end_of_text: int,
+    micro_batch_tokens: int,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[ScoringBatch]:
-    """The windows in order, in batches of at most `micro_batch_tokens` tokens (at least one window)."""
+    """The windows in order, in batches of at most `micro_batch_tokens` tokens (at least one window).
+
+    Ranks take turns, and have equally many: the last may be one in which nothing is scored.
+    """
     longest = max((window.num_tokens for window in windows), default=1)
     per_batch = max(1, micro_batch_tokens // longest)
-    for start in range(0, len(windows), per_batch):
-        yield scoring_batch(stream, windows[start : start + per_batch], end_of_text)
+    for first in range(0, len(windows), per_batch * num_ranks):
+        start = first + per_batch * rank
+        if start < len(windows):
+            yield scoring_batch(stream, windows[start : start + per_batch], end_of_text)
+        else:
+            yield nothing_to_score(end_of_text)
+
+
+def nothing_to_score(end_of_text: int) -> ScoringBatch:
+    ids, targets, documents = (np.full((1, 1), value, dtype=np.int64) for value in (end_of_text, IGNORED, -1))
+    return ScoringBatch(ids, targets, documents)
 
 
 def scoring_batch(stream: Stream, windows: list[Window], end_of_text: int) -> ScoringBatch:
@@ -101,6 +119,8 @@ class Scorer:
     """The source of each document."""
     micro_batch_tokens: int
     precision: str
+    processes: Processes = ALONE
+    """Those that share the windows; each learns of all."""
 
     @torch.no_grad()
     def __call__(self, model: Decoder, poll: Callable[[], None] = lambda: None) -> dict[str, Likelihood]:
@@ -112,17 +132,28 @@ class Scorer:
         totals: dict[str, Likelihood] = defaultdict(Likelihood)
         model.eval()
         try:
-            batches = scoring_batches(self.stream, self.windows, self.end_of_text, self.micro_batch_tokens)
-            for batch in batches:
-                poll()
-                targets_N = torch.from_numpy(batch.targets).to(device).flatten()
-                with autocast(device, self.precision):
-                    x_BTD = model.hidden(torch.from_numpy(batch.ids).to(device))
-                losses, correct = token_losses(x_BTD.flatten(0, 1), model.head.weight, targets_N)
-                self.add(totals, batch, losses.cpu().numpy(), correct.cpu().numpy())
+            with self.processes.scoring():
+                for batch in self.batches():
+                    poll()
+                    targets_N = torch.from_numpy(batch.targets).to(device).flatten()
+                    with autocast(device, self.precision):
+                        x_BTD = model.hidden(torch.from_numpy(batch.ids).to(device))
+                    losses, correct = token_losses(x_BTD.flatten(0, 1), model.head.weight, targets_N)
+                    self.add(totals, batch, losses.cpu().numpy(), correct.cpu().numpy())
         finally:
             model.train(training)
-        return dict(sorted(totals.items()))
+        return merged(self.processes.gather(dict(totals)))
+
+    def batches(self) -> Iterator[ScoringBatch]:
+        """Those that this process scores."""
+        return scoring_batches(
+            self.stream,
+            self.windows,
+            self.end_of_text,
+            self.micro_batch_tokens,
+            self.processes.rank,
+            self.processes.count,
+        )
 
     def add(
         self,
@@ -153,6 +184,7 @@ def scorer_of(
     max_tokens: int | None,
     micro_batch_tokens: int,
     precision: str,
+    processes: Processes = ALONE,
 ) -> Scorer:
     """Scores a split's documents, all of them or at most `max_tokens` spread evenly."""
     stream = Stream(tokens, documents)
@@ -167,6 +199,7 @@ def scorer_of(
         sources=tokens.sources.tolist(),
         micro_batch_tokens=micro_batch_tokens,
         precision=precision,
+        processes=processes,
     )
 
 
@@ -183,6 +216,14 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Te
         )
         correct.append(logits.argmax(dim=-1) == targets)
     return torch.cat(losses), torch.cat(correct)
+
+
+def merged(shares: list[dict[str, Likelihood]]) -> dict[str, Likelihood]:
+    """The sums by source, in the order of their names, of what each process scored."""
+    totals: dict[str, Likelihood] = {}
+    for name in sorted({name for share in shares for name in share}):
+        totals[name] = total({str(rank): share[name] for rank, share in enumerate(shares) if name in share})
+    return totals
 
 
 def total(parts: dict[str, Likelihood]) -> Likelihood:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nima.optimizer.adamw_8bit import adamw_8bit
 from nima.optimizer.adamw_scale import AdamWScale
 from nima.optimizer.groups import parameter_groups
-from nima.optimizer.muon import Muon, orthogonalised
+from nima.optimizer.muon import Muon, Spread, here, orthogonalised
 from nima.optimizer.schedule_free import ScheduleFreeAdamW
 
 __all__ = [
@@ -53,7 +53,7 @@ class Rates:
 class Optimizer:
     """The groups' optimizers, stepped together; its state travels as named tensors."""
 
-    def __init__(self, model: nn.Module, rates: Rates):
+    def __init__(self, model: nn.Module, rates: Rates, spread: Spread = here):
         names = parameter_groups(model)
         parameters = dict(model.named_parameters())
         peaks = {
@@ -77,7 +77,7 @@ class Optimizer:
         self.optimizers.append(rule_of(rates, groups))
         if muon:
             matrices = [parameters[name] for name in names["matrices"]]
-            self.optimizers.append(Muon(matrices, rates.lr, rates.momentum, rates.weight_decay))
+            self.optimizers.append(Muon(matrices, rates.lr, rates.momentum, rates.weight_decay, spread))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["peak_lr"] = group["lr"]

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
+Spread = Callable[[Callable[[Tensor], Tensor], list[Tensor]], list[Tensor]]
+"""Applies a function of stacked matrices (K, rows, columns), perhaps in several processes."""
+
+
+def here(function: Callable[[Tensor], Tensor], matrices: list[Tensor]) -> list[Tensor]:
+    return list(function(torch.stack(matrices)))
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by the nearest orthogonal one (Jordan et al. 2024).
 
@@ -20,8 +28,11 @@ class Muon(torch.optim.Optimizer):
     rate suits every shape. Matrices of equal shape go through Newton-Schulz in one batch.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float):
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, spread: Spread = here
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.spread = spread
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -44,7 +55,7 @@ class Muon(torch.optim.Optimizer):
             directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))  # Nesterov
         rows, columns = parameters[0].shape
         scale = math.sqrt(max(1, rows / columns))
-        for parameter, update in zip(parameters, orthogonalised(torch.stack(directions)), strict=True):
+        for parameter, update in zip(parameters, self.spread(orthogonalised, directions), strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-group["lr"] * scale)
 
