@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nima.decoder import IGNORED, Decoder
+from nima.decoder import Decoder
 from nima.errors import UserError
 from nima.params import Params
 from nima.runtime import Runtime, usable_gpus
+from nima.targets import IGNORED
 
 Value = TypeVar("Value")
 Objective = Callable[[Decoder, Tensor, Tensor, Tensor | None], Tensor]

@@ -44,20 +44,22 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        directions = []
+        gradients, momenta = [], []
         for parameter in parameters:
             if parameter.grad is None:
                 raise ValueError(f"a parameter of shape {tuple(parameter.shape)} has no gradient")
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))  # Nesterov
+            gradients.append(parameter.grad)
+            momenta.append(state["momentum"])
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
         rows, columns = parameters[0].shape
         scale = math.sqrt(max(1, rows / columns))
-        for parameter, update in zip(parameters, self.spread(orthogonalised, directions), strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * scale)
+        updates = self.spread(orthogonalised, list(directions))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -70,5 +72,5 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
