@@ -241,3 +241,33 @@ def test_works_from_a_folder_with_spaces(tmp_path: Path) -> None:
     project = create_project(tmp_path / "a folder" / "of mine")
     done = project.dvc("repro", "split")
     assert stages_run(done.stdout) == ["prepare", "tokenize", "split"]
+
+
+OWN_LOSS = """
+from torch.nn.functional import cross_entropy
+
+
+def plain(logits, targets):
+    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+"""
+
+
+def test_an_own_loss_is_a_dependency_and_rules_are_set_from_the_command_line(project: Project) -> None:
+    (project.path / "losses.py").write_text(OWN_LOSS)
+    own = ("-S", "training.loss=losses:plain", "-S", "training.max_steps=8")
+    stopped = (*own, "-S", "training.early_stopping.gradient_collapse={norm: 1e9, patience: 6}", "train")
+    undeclared = project.dvc("exp", "run", *stopped, check=False)
+    assert undeclared.returncode != 0
+    assert "dvc.yaml does not name losses.py among the deps of train" in undeclared.stderr + undeclared.stdout
+    before, train, after = project.read("dvc.yaml").partition("\n  train:\n")
+    declared = after.replace("    deps:\n", "    deps:\n      - losses.py\n", 1)
+    (project.path / "dvc.yaml").write_text(before + train + declared)
+    done = project.dvc("exp", "run", *stopped)
+    assert "after step 6: the gradient norm was below 1000000000.0 for 6 updates" in done.stderr
+    metrics = json.loads(project.read("metrics/train.json"))
+    assert metrics["stopped_early"] is True
+    assert stages_run(project.dvc("repro", "train").stdout) == []
+    (project.path / "losses.py").write_text(OWN_LOSS + "# another\n")
+    again = project.dvc("repro", "train")
+    assert stages_run(again.stdout) == ["train"]
+    assert "continuing" not in again.stderr
