@@ -33,7 +33,7 @@ LAYERS = (
         "hardware",
         "surroundings",
     ),
-    ("corpus", "conversation", "tokenizer", "fused", "decoder", "pretrained"),
+    ("corpus", "conversation", "tokenizer", "fused", "decoder", "compilation", "pretrained"),
     (
         "tokens",
         "token_writer",
@@ -164,7 +164,7 @@ OWNERS = {
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
 }
 # These run on a machine that has only torch and numpy.
-BARE = ("fused", "decoder", "optimizer", "schedule", "batches")
+BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "speed")
 FORBIDDEN_WORDS = {"util", "utils", "common", "misc", "helper", "helpers", "base", "engine"}
 FORBIDDEN_WORDS |= {"manager", "factory", "handler", "processor"}
 

@@ -294,3 +294,46 @@ def test_every_field_of_a_preset_can_be_overridden(preset: str) -> None:
     assert overridden == replace(config, **changes)
     assert set(asdict(config)) == {"vocab_size", *changes}
     assert resolve(preset, dict.fromkeys(changes)) == resolve(preset, {})
+
+
+@pytest.mark.parametrize(("dropout", "precision"), [(0.0, "bf16"), (0.1, "fp32")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_computing_layers_again_changes_no_bit_of_loss_and_gradients(
+    dropout: float, precision: str, masked: bool
+) -> None:
+    found = []
+    for recomputes in (False, True):
+        model = tiny_model(dropout=dropout).train()
+        model.recomputes = recomputes
+        torch.manual_seed(3)
+        ids = random_ids(3, 16)
+        documents = (torch.arange(16) // 5).expand(ids.shape) if masked else None
+        with autocast(torch.device("cpu"), precision):
+            loss = model.loss_sum(ids, ids, documents)
+        loss.backward()
+        after = torch.rand(1)
+        found.append([loss.detach(), after, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+
+
+def bytes_kept_for_backward(model: Decoder) -> int:
+    """Of distinct memory that autograd holds between the passes, parameters aside."""
+    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.loss_sum(random_ids(4, 64), random_ids(4, 64)).backward()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_computing_layers_again_keeps_a_fraction_of_the_bytes() -> None:
+    model = tiny_model(num_layers=8)
+    whole = bytes_kept_for_backward(model)
+    model.recomputes = True
+    assert bytes_kept_for_backward(model) < whole / 3

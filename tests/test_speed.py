@@ -5,8 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nima.decoder import Decoder, DecoderConfig, init_parameters
-from nima.hardware import known_peak
-from nima.speed import flops_per_token, measured_peak, peak_flops
+from nima.speed import flops_per_token, known_peak, measured_peak, peak_flops
 
 
 def decoder(*, tied: bool) -> Decoder:

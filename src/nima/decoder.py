@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nima.fused import (
     causal_attention,
@@ -217,6 +218,8 @@ class Decoder(nn.Module):
         cos, sin = rotation_table(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.recomputes = False
+        """Whether backward computes each layer again instead of keeping what is inside it."""
 
     def hidden(
         self, ids_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None
@@ -237,8 +240,12 @@ class Decoder(nn.Module):
         if self.config.dropout:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
         mask_B1TT = None if documents_BT is None else document_mask(documents_BT)
+        recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotation, cache, mask_B1TT)
+            if recomputes:
+                x_BTD = recomputed(layer, x_BTD, rotation, mask_B1TT, draws=self.config.dropout > 0)
+            else:
+                x_BTD = layer(x_BTD, rotation, cache, mask_B1TT)
         if cache:
             cache.length_tokens = stop
         return self.norm(x_BTD)
@@ -254,6 +261,19 @@ class Decoder(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def recomputed(
+    layer: nn.Module,
+    x_BTD: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    mask_B1TT: Tensor | None,
+    *,
+    draws: bool,
+) -> Tensor:
+    """A layer of which only the input is kept until backward, which runs it a second time, with the same
+    random numbers if it draws any (Chen et al. 2016, https://arxiv.org/abs/1604.06174)."""
+    return checkpoint(layer, x_BTD, rotation, None, mask_B1TT, use_reentrant=False, preserve_rng_state=draws)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

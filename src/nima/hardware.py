@@ -2,8 +2,9 @@
 
 import os
 import platform
-import re
-from collections.abc import Callable, Iterator, Mapping
+import resource
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from nima.runtime import physical_cores, usable_cores
 
 POWERCAP = Path("/sys/class/powercap")
 CPUINFO = Path("/proc/cpuinfo")
+CGROUP = Path("/sys/fs/cgroup")
+RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def machine() -> dict[str, Any]:
@@ -39,6 +42,42 @@ def cpu_model() -> str:
             if key.strip() in ("model name", "Model", "cpu model"):
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+# ----------------------------------------------------------------------------------------------- memory
+
+
+def available_memory_bytes(cgroup: Path = CGROUP) -> int:
+    """What this process may still take before anything is swapped out or killed: a container's limit too."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):
+        limit = int((cgroup / "memory.max").read_text("ascii"))  # "max" where there is none
+        used = int((cgroup / "memory.current").read_text("ascii"))
+        free = min(free, limit - used + reclaimable_bytes(cgroup))
+    return max(0, free)
+
+
+def reclaimable_bytes(cgroup: Path) -> int:
+    """Of the container's memory, files that were read and can be read again."""
+    for line in (cgroup / "memory.stat").read_text("ascii").splitlines():
+        name, _, size = line.partition(" ")
+        if name == "inactive_file":
+            return int(size)
+    return 0
+
+
+def resident_bytes() -> int:
+    """The memory that this process has now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had. (`getrusage` may tell of the process that started it.)"""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT
 
 
 # ------------------------------------------------------------------------------------------------- GPUs
@@ -104,39 +143,6 @@ def is_visible(place: int, gpu: Any, chosen: str | None) -> bool:
         return True
     wanted = [name.strip() for name in chosen.split(",")]
     return str(place) in wanted or pynvml.nvmlDeviceGetUUID(gpu) in wanted
-
-
-# The highest rate of bf16 matrix products (V100 and T4: fp16) without sparsity, FLOP/s, from the makers' data
-# sheets. The first name that stands in what the driver calls the GPU counts.
-PEAK_FLOPS: Mapping[str, float] = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A40": 150e12,
-    "A30": 165e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "RTX A6000": 155e12,
-    "RTX 5090": 209e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "MI300X": 1307e12,
-}
-
-
-def known_peak(name: str) -> float | None:
-    """The rate of a GPU's matrix products by its name, FLOP/s; None if it is not in the table."""
-    return next((peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 # ----------------------------------------------------------------------------------------------- energy

@@ -1,0 +1,49 @@
+"""The network's layers translated by `torch.compile`, with what comes out kept from run to run.
+
+All layers have one shape, so one of them is translated and serves all. Each shape of a micro-batch has a
+translation of its own: one for any size would depend on which sizes came first, and a resumed run meets
+them in another order.
+"""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from nima.decoder import Decoder
+from nima.errors import UserError
+
+# Shapes of micro-batches, in training and in validation, that one run may meet.
+MAX_SHAPES = 64
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def compile_layers(model: Decoder, cache: Path) -> None:
+    """Have the layers translated when they are first called. Raises `UserError` if something is missing.
+
+    `cache` keeps the translations: a later run takes seconds instead of minutes until its first step.
+    """
+    require_compiler(next(model.parameters()).device)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+    os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    for layer in model.layers:
+        layer.compile(dynamic=False)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Generated code is C++, and on a GPU Triton, whose launcher is C: both need a compiler."""
+    named = os.environ.get("CXX")
+    if shutil.which(named) is None if named else not any(map(shutil.which, COMPILERS)):
+        found = f"CXX names {named!r}, which is not there" if named else "found none"
+        raise missing(f"a C++ compiler, {found}: install g++, or set CXX to one")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise missing("the headers of this Python (Python.h): install python3-dev")
+    if device.type == "cuda" and not torch.utils._triton.has_triton():  # type: ignore[attr-defined]
+        raise missing("Triton, which this GPU or this torch has not")
+
+
+def missing(what: str) -> UserError:
+    return UserError(f"training.compile: needs {what}; or set training.compile to false")
