@@ -160,7 +160,7 @@ def as_it_is(model: nn.Module) -> None:
 
 def compile_here(model: nn.Module) -> None:
     if isinstance(model, Decoder):
-        compile_layers(model, ROOT / ".nima" / "compiled")
+        compile_layers(model)
     else:
         model.compile()
 
@@ -387,6 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_section(chosen.results, f"not measured ({versions()}, no GPU)", keep=True)
         return 0
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".nima" / "compiled" / "inductor"))
     device = torch.device(kind)
     kinds = {"both": [False, True], "on": [True], "off": [False]}[chosen.compile]
     found = list(checks(device, compiled=True in kinds))

@@ -1,6 +1,6 @@
 """Train the model on the training part, watching the validation part."""
 
-from nima import recipe
+from nima import micro_batch, recipe
 from nima.finished_runs import drop_stored
 from nima.inputs import contents, fingerprint_of
 from nima.launch import run_stage_in_processes
@@ -17,17 +17,17 @@ from nima.training import Run
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
     device = set_up_torch(runtime)
     with joined(runtime, device) as processes:
+        params = micro_batch.settled(params, runtime, device, processes)
         parts = recipe.assemble(params, device, **recipe.INPUTS, processes=processes)
         if not processes.is_first:
             return recipe.follow(parts, params, processes)
         inputs = contents(stage_dependencies("train"))
         decides = recipe.what_decides_the_result(params, fingerprint_of(inputs), device)
         drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)
-        path = recipe.run_path(runtime.checkpoints, decides)
         with (
-            recipe.open_folder(path, decides, params.run, runtime.mirror) as folder,
+            recipe.open_folder(runtime, decides, params.run) as folder,
             StopRequest() as stop,
-            observe(parts, params, runtime, path, inputs) as seen,
+            observe(parts, params, runtime, folder.path, inputs) as seen,
         ):
             run = Run(folder, seen.live(), seen.progress, stop, params.run)
             result = recipe.trained(parts, params, run, processes)

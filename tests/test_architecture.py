@@ -60,8 +60,8 @@ LAYERS = (
         "pictures",
     ),
     ("evaluation", "generation", "samples", "inspection"),
-    ("steering", "objective", "training"),
-    ("model_card", "recipe", "observation", "data_report", "stage", "launch", "provision"),
+    ("memory", "steering", "objective", "training"),
+    ("model_card", "recipe", "memory_trials", "micro_batch", "lr_finder", "observation", "data_report", "stage", "launch", "provision"),
     ("saved_runs", "checkpoint_commands"),
     ("other_processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
     (
@@ -314,7 +314,7 @@ def test_params_of_a_stage_are_sections_of_the_schema() -> None:
     from nima.params import Params
 
     used = {section for stage in pipeline()["stages"].values() for section in stage.get("params", [])}
-    assert used == set(Params.model_fields) - {"run", "tune"}
+    assert used == set(Params.model_fields) - {"run", "tune", "lr_finder"}
 
 
 @pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "stages").glob("*.py"))], ids=str)

@@ -46,6 +46,7 @@ def application() -> typer.Typer:
     nima.command("compare")(compare)
     nima.command("report")(report)
     nima.command("tune")(tune)
+    nima.command("lr-find")(lr_find)
     nima.add_typer(checkpoint_commands.commands(), name="checkpoint")
     return nima
 
@@ -108,6 +109,21 @@ def check_remote(
     from nima.revisions import project_root
 
     print(f"{check(project_root(), writing=write)}: answers")  # noqa: T201
+
+
+def lr_find() -> None:
+    """Suggest a learning rate: short trainings in which it rises, as the section lr_finder of params says.
+
+    Needs the data of `dvc repro split`; touches no stage's outputs. Writes plots/lr_finder and
+    metrics/lr_finder.json.
+    """
+    from nima.lr_finder import record, search, suggestion
+
+    params, rows = search(lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    found = suggestion(rows)
+    record(params, rows, found)
+    print(f"training.lr: {found.suggested_lr:.2g} (now {params.training.lr:g})")  # noqa: T201
+    print(f"the curve: plots/lr_finder/loss.png; to use it: {found.command}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The network's layers translated by `torch.compile`, with what comes out kept from run to run.
+"""The network's layers translated by `torch.compile`. What comes out is kept where `set_up_torch` says.
 
 All layers have one shape, so one of them is translated and serves all. Each shape of a micro-batch has a
 translation of its own: one for any size would depend on which sizes came first, and a resumed run meets
@@ -20,14 +20,9 @@ MAX_SHAPES = 64
 COMPILERS = ("g++", "clang++", "c++")
 
 
-def compile_layers(model: Decoder, cache: Path) -> None:
-    """Have the layers translated when they are first called. Raises `UserError` if something is missing.
-
-    `cache` keeps the translations: a later run takes seconds instead of minutes until its first step.
-    """
+def compile_layers(model: Decoder) -> None:
+    """Have the layers translated when they are first called. Raises `UserError` if something is missing."""
     require_compiler(next(model.parameters()).device)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
-    os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
     torch._dynamo.config.recompile_limit = MAX_SHAPES
     for layer in model.layers:
         layer.compile(dynamic=False)

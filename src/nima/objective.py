@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from nima.decoder import Decoder
 from nima.errors import UserError
+from nima.memory import is_out_of_memory
 from nima.params import TrainingParams, nearest
 
 
@@ -72,13 +72,11 @@ class Objective:
         """
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except ObjectiveError:
             save()
             raise
         except Exception as error:
-            place = self.blame_of(error)
+            place = None if is_out_of_memory(error) else self.blame_of(error)
             if place is None:
                 raise
             save()

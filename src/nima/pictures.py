@@ -39,6 +39,19 @@ def draw_lines(path: Path, title: str, label: str, series: dict[str, list[tuple[
     save_figure(figure, path)
 
 
+def draw_rate_range(path: Path, rows: list[Row], marks: dict[str, float]) -> None:
+    """The loss over a rising learning rate, and rates that are marked, with their names."""
+    figure, axes = new_figure("Loss while the learning rate rises")
+    rates = [row["lr"] for row in rows]
+    axes.plot(rates, [row["loss"] for row in rows], alpha=0.35, label="loss")
+    axes.plot(rates, [row["smoothed_loss"] for row in rows], label="smoothed")
+    for number, (name, rate) in enumerate(marks.items()):
+        axes.axvline(rate, linestyle="--", color=f"C{number + 2}", label=f"{name}: {rate:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="nats per token")
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
 def draw_bars(path: Path, title: str, label: str, bars: dict[str, float]) -> None:
     """Horizontal bars, the first on top, each with its value."""
     figure, axes = new_figure(title)

@@ -14,6 +14,7 @@ from nima import pictures, pretrained, splits
 from nima.batches import TrainingBatches, steps_of, training_batches
 from nima.checkpoint import Mirror, NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
+from nima.compilation import compile_layers
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of, total
@@ -84,7 +85,7 @@ def assemble(
         window_tokens=settings.block_tokens,
         stride_tokens=settings.block_tokens,
         max_tokens=settings.validation_max_tokens,
-        micro_batch_tokens=settings.micro_batch_tokens,
+        micro_batch_tokens=settings.tokens_at_once,
         precision=settings.precision,
         processes=processes,
     )
@@ -94,7 +95,10 @@ def assemble(
         raise UserError(f"training.warmup_steps: {warmup_steps} must be below the run's {total_steps} steps")
     begun_with = weights_sha256(origin) if origin else None
     counts = text.totals(parts["train"])
-    return Recipe(model.to(device), words, batches, scorer, total_steps, counts, begun_with)
+    model.to(device)
+    if settings.compile:
+        compile_layers(model)
+    return Recipe(model, words, batches, scorer, total_steps, counts, begun_with)
 
 
 def origin_of(settings: TrainingParams) -> Path | None:
@@ -125,9 +129,10 @@ def what_decides_the_result(params: Params, inputs: str, device: torch.device) -
 
 
 def open_folder(
-    path: Path, parts: dict[str, Any], settings: RunParams, mirror: str | None
+    runtime: Runtime, parts: dict[str, Any], settings: RunParams
 ) -> AbstractContextManager[RunFolder]:
     """The run's folder, locked, and brought up to date from its mirror if that knows more."""
+    path, mirror = run_path(runtime.checkpoints, parts), runtime.mirror
     return open_run(
         path,
         parts,
@@ -191,12 +196,14 @@ def summary_of(recipe: Recipe, result: Result) -> Row:
             "skipped_updates": state.skipped_updates,
             "non_finite_updates": state.non_finite_updates,
             "recoveries": state.steering.get("recoveries", 0),
+            "micro_batch_tokens": recipe.scorer.micro_batch_tokens,
             "parameters": recipe.model.num_parameters(),
             "tokens_per_epoch": batches.order.num_tokens,
             "epochs": batches.epochs(state.step),
             "packing_efficiency": batches.packing_efficiency,
         }
         | ({"init_from_sha256": begun_with} if begun_with else {})
+        | ({"micro_batch_halvings": state.halvings} if state.halvings else {})
         | ({"epochs_by_source": by_source} if by_source else {})
     )
 

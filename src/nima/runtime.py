@@ -119,6 +119,11 @@ class Runtime:
         return self.scratch / "logs"
 
     @property
+    def compiled(self) -> Path:
+        """Layers that torch.compile has translated."""
+        return self.scratch / "compiled"
+
+    @property
     def profiles(self) -> Path:
         return self.scratch / "profiles"
 
@@ -303,6 +308,8 @@ def set_up_torch(runtime: Runtime) -> "torch.device":
     if runtime.device == "cuda" and not available:
         raise UserError("NIMA_DEVICE: found cuda, but no CUDA device is available; set cpu or auto")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str(runtime.compiled / folder))
     torch.use_deterministic_algorithms(True)
     keep_freed_memory()
     torch.set_num_threads(runtime.threads)

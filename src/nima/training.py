@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from nima.checkpoint import Checkpoint, NoFolder, RunFolder
 from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer, total
+from nima.memory import MicroBatch
 from nima.metrics import Row
 from nima.objective import objective_of
 from nima.optimizer import Optimizer, Rates
@@ -48,6 +50,7 @@ class State:
     non_finite_updates: int = 0
     threads: int = 0
     processes: int = 1
+    halvings: list[dict[str, Any]] = field(default_factory=list)
     # Sums since the last logged row.
     nats: float = 0.0
     tokens: int = 0
@@ -101,6 +104,10 @@ def train(
     first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
     say_what_begins(run, model, batches, state, settings, total_steps)
     run.progress.start_at(state.step)
+    micro_batch = MicroBatch(
+        settings.tokens_at_once, settings.block_tokens, state.halvings, run.progress.say, processes.count == 1
+    )
+    model.recomputes = run.settings.activation_checkpointing
     model.train()
 
     def save() -> None:
@@ -122,13 +129,31 @@ def train(
             save_for_good()
             run.stop.saved(f"the state after step {state.step}")
 
+    def add_gradients(batch: Batch, num_trained: int, max_tokens: int) -> Tensor:
+        optimizer.zero_grad()
+        # Dropout draws from the step's own seed, so no generator needs saving.
+        torch.manual_seed(settings.seed * 1_000_003 + state.step + processes.rank * SEED_DISTANCE)
+        nats_sum = torch.zeros((), device=device)
+        parts = list(batch.micro_batches(max_tokens))
+        for number, part in enumerate(parts, start=1):
+            poll()
+            processes.sum_gradients(now=number == len(parts))
+            ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
+            with objective.blamed(save if processes.has_all else lambda: None):
+                with autocast(device, settings.precision):
+                    loss = loss_sum(ids, targets, documents)
+                # The sum over the global batch's tokens divided by their number: no mean of means.
+                scaler.scale(processes.weighted(loss / max(1, num_trained))).backward()
+            nats_sum += loss.detach()
+        return nats_sum
+
     while True:
         # Evaluate
         last = state.step == total_steps or steering.stops
         poll()
         if validation_due(state, settings, last):
             with optimizer.weights("averaged"):
-                by_source = scorer(model, poll)
+                by_source = micro_batch.fitting(state.step, partial(scorer, model, poll))
                 metrics = total(by_source).metrics()
                 value = metrics[settings.best_metric]
                 if improves(settings.best_metric, value, state.best["value"] if state.best else None):
@@ -157,23 +182,9 @@ def train(
         # Update
         factor = steering.lr_factor(state.step)
         optimizer.set_rate(factor)
-        optimizer.zero_grad()
-        # Dropout draws from the step's own seed, so no generator needs saving.
-        torch.manual_seed(settings.seed * 1_000_003 + state.step + processes.rank * SEED_DISTANCE)
         batch = batches.batch(state.step, processes.rank, processes.count)
         [num_trained] = processes.sums(batch.num_trained_tokens)
-        nats_sum = torch.zeros((), device=device)
-        parts = list(batch.micro_batches(settings.micro_batch_tokens))
-        for number, part in enumerate(parts, start=1):
-            poll()
-            processes.sum_gradients(now=number == len(parts))
-            ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
-            with objective.blamed(save if processes.has_all else lambda: None):
-                with autocast(device, settings.precision):
-                    loss = loss_sum(ids, targets, documents)
-                # The sum over the global batch's tokens divided by their number: no mean of means.
-                scaler.scale(processes.weighted(loss / max(1, num_trained))).backward()
-            nats_sum += loss.detach()
+        nats_sum = micro_batch.fitting(state.step, partial(add_gradients, batch, num_trained))
         for inner in optimizer.optimizers:
             scaler.unscale_(inner)
         processes.agree_on_overflow(scaler)

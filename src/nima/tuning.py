@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from nima import git, other_processes, params_file, runtime
 from nima.errors import UserError
-from nima.params import TuneParams
+from nima.params import UNTRACKED, TuneParams
 from nima.revisions import CURVES, SHORT, Revision, experiment_refs
 from nima.search_space import (
     PARAMS,
@@ -161,7 +161,7 @@ def refuse_other_params(study: Study, clone: SharedClone) -> None:
         trees.append(params_file.plain(params_file.parse(clone.project / PARAMS)))
     before, now = trees
     for section in dict.fromkeys([*before, *now]):
-        if section not in ("tune", "run") and before.get(section) != now.get(section):
+        if section not in UNTRACKED and before.get(section) != now.get(section):
             begun = study.commit[:SHORT]
             raise UserError(
                 f"study {study.name} was begun on {begun}, and HEAD has other params in {section}: "

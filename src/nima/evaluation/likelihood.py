@@ -123,17 +123,21 @@ class Scorer:
     """Those that share the windows; each learns of all."""
 
     @torch.no_grad()
-    def __call__(self, model: Decoder, poll: Callable[[], None] = lambda: None) -> dict[str, Likelihood]:
+    def __call__(
+        self, model: Decoder, poll: Callable[[], None] = lambda: None, max_tokens: int | None = None
+    ) -> dict[str, Likelihood]:
         """Likelihood of each source's tokens. `poll` is called before each batch, and may raise to stop.
 
+        `max_tokens` at once, where that is less than `micro_batch_tokens`.
         The model is put back into the mode it was in; no random numbers are drawn.
         """
         training, device = model.training, next(model.parameters()).device
         totals: dict[str, Likelihood] = defaultdict(Likelihood)
         model.eval()
         try:
+            at_once = min(self.micro_batch_tokens, max_tokens or self.micro_batch_tokens)
             with self.processes.scoring():
-                for batch in self.batches():
+                for batch in self.batches(at_once):
                     poll()
                     targets_N = torch.from_numpy(batch.targets).to(device).flatten()
                     with autocast(device, self.precision):
@@ -144,13 +148,13 @@ class Scorer:
             model.train(training)
         return merged(self.processes.gather(dict(totals)))
 
-    def batches(self) -> Iterator[ScoringBatch]:
+    def batches(self, max_tokens: int) -> Iterator[ScoringBatch]:
         """Those that this process scores."""
         return scoring_batches(
             self.stream,
             self.windows,
             self.end_of_text,
-            self.micro_batch_tokens,
+            max_tokens,
             self.processes.rank,
             self.processes.count,
         )

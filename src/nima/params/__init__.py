@@ -21,15 +21,25 @@ from nima.params.data import (
     TokenizeParams,
     unknown_sources,
 )
+from nima.params.lr_finder import LrFinderParams
 from nima.params.model import ModelParams
 from nima.params.section import Section, nearest, refuse
 from nima.params.sources import FieldsParams, HubParams, PackageParams, QdrantParams, SourceParams
 from nima.params.stopping import EarlyStoppingParams, PlateauParams, RecoveryParams
 from nima.params.training import TrainingParams, metric_problems, mixture_problems
-from nima.params.tune import DimensionParams, PruningParams, TuneParams, field_kinds, is_whole, space_problems
+from nima.params.tune import (
+    UNTRACKED,
+    DimensionParams,
+    PruningParams,
+    TuneParams,
+    field_kinds,
+    is_whole,
+    space_problems,
+)
 from nima.params.use import EvaluateParams, GenerateParams, RunParams, StrategyParams
 
 __all__ = [
+    "UNTRACKED",
     "BoilerplateParams",
     "CleaningParams",
     "DimensionParams",
@@ -42,6 +52,7 @@ __all__ = [
     "LanguageParams",
     "LeakageParams",
     "LimitsParams",
+    "LrFinderParams",
     "ModelParams",
     "NearDuplicatesParams",
     "PackageParams",
@@ -79,6 +90,7 @@ class Params(Section):
     generate: GenerateParams
     run: RunParams = RunParams()
     tune: TuneParams | None = None
+    lr_finder: LrFinderParams = LrFinderParams()
 
     @model_validator(mode="after")
     def sections_agree(self) -> Self:

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -14,6 +14,16 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def whole_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise PydanticCustomError("whole_or_auto", "a whole number greater than 0, or auto")
+
+
+# One validator, and so one message, where a union of types would have several.
+WholeOrAuto = Annotated[int | Literal["auto"], PlainValidator(whole_or_auto)]
 
 
 class Section(BaseModel):

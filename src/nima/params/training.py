@@ -12,6 +12,7 @@ from nima.params.section import (
     Ratio,
     Section,
     Seed,
+    WholeOrAuto,
     nearest,
     refuse,
 )
@@ -32,8 +33,9 @@ class TrainingParams(Section):
     mixture: dict[str, NonNegativeFloat] = Field(default={})
     block_tokens: Annotated[int, Field(ge=2)]
     batch_tokens: PositiveInt
-    micro_batch_tokens: PositiveInt
+    micro_batch_tokens: WholeOrAuto
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    compile: bool = False
     loss: Function | None = None
     step: Function | None = None
     optimizer: Literal["muon", "adamw", "adam", "sgd", "adamw_scale", "adamw_8bit", "schedule_free"] = "muon"
@@ -63,6 +65,11 @@ class TrainingParams(Section):
     plateau: PlateauParams = PlateauParams()
     recovery: RecoveryParams = RecoveryParams()
     non_finite: NonFinite = "stop"
+
+    @property
+    def tokens_at_once(self) -> int:
+        """`micro_batch_tokens` as a number; while it is still open, the least that there is."""
+        return self.block_tokens if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
     @model_validator(mode="after")
     def agrees_with_itself(self) -> Self:
@@ -127,25 +134,30 @@ class TrainingParams(Section):
     def whole_blocks(self) -> list[tuple[str, str]]:
         """Problems with the numbers of tokens when all rows have block_tokens."""
         problems = []
-        for key in ("batch_tokens", "micro_batch_tokens"):
-            if (tokens := getattr(self, key)) % self.block_tokens:
+        for key, tokens in (
+            ("batch_tokens", self.batch_tokens),
+            ("micro_batch_tokens", self.tokens_at_once),
+        ):
+            if tokens % self.block_tokens:
                 problems += [(key, f"{tokens} must be whole blocks of block_tokens ({self.block_tokens})")]
-        if self.batch_tokens % self.micro_batch_tokens:
-            message = f"{self.micro_batch_tokens} must divide batch_tokens ({self.batch_tokens})"
+        if self.batch_tokens % self.tokens_at_once:
+            message = f"{self.tokens_at_once} must divide batch_tokens ({self.batch_tokens})"
             problems += [("micro_batch_tokens", message)]
         return problems
 
     def rows_of_unlike_length(self) -> list[tuple[str, str]]:
         """Problems when rows have up to block_tokens."""
         problems = []
-        if self.micro_batch_tokens < self.block_tokens:
-            message = f"{self.micro_batch_tokens} must hold a row of block_tokens ({self.block_tokens})"
+        if self.tokens_at_once < self.block_tokens:
+            message = f"{self.tokens_at_once} must hold a row of block_tokens ({self.block_tokens})"
             problems += [("micro_batch_tokens", message)]
-        if self.batch_tokens < self.micro_batch_tokens:
-            message = f"{self.micro_batch_tokens} must not exceed batch_tokens ({self.batch_tokens})"
+        if self.batch_tokens < self.tokens_at_once:
+            message = f"{self.tokens_at_once} must not exceed batch_tokens ({self.batch_tokens})"
             problems += [("micro_batch_tokens", message)]
         if self.mask_documents:
             problems += [("mask_documents", "must be false: a padded row holds one document")]
+        if self.compile:
+            problems += [("compile", "must be false: rows of unlike length would be compiled one by one")]
         return problems
 
 

@@ -16,6 +16,8 @@ from nima.params.section import (
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Location = tuple[str, ...]
+# Sections that no stage depends on.
+UNTRACKED = ("run", "tune", "lr_finder")
 
 
 class DimensionParams(Section):
@@ -90,7 +92,7 @@ def field_kinds(params: type[Section], key: str) -> set[Any] | str:
     """The types that the param of this dotted key may have; what is wrong if it can't be searched."""
     section: Any = params
     for part in key.split("."):
-        fields = {name: field for name, field in section.model_fields.items() if name not in ("run", "tune")}
+        fields = {name: field for name, field in section.model_fields.items() if name not in UNTRACKED}
         if part not in fields:
             return f"no param of a stage has this name{nearest(part, list(fields))}"
         kinds = leaves(fields[part].annotation)

@@ -60,7 +60,7 @@ class GenerateParams(Section):
 
 
 class RunParams(Section):
-    """What the recipe is called, how progress is saved and printed.
+    """What the recipe is called, how progress is saved and printed, what is kept in memory.
 
     No stage tracks these keys: they change no result.
     """
@@ -74,3 +74,4 @@ class RunParams(Section):
     keep_best_by: Literal["loss", "perplexity", "bits_per_byte", "accuracy"] = "loss"
     compression: Literal["none", "gzip", "bz2", "xz", "zstd"] = "none"
     print_every_steps: PositiveInt = 10
+    activation_checkpointing: bool = False
