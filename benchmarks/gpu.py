@@ -323,6 +323,13 @@ def report(device: torch.device, found: list[Check], figures: list[Figure], peak
             for c in found
         ),
         "",
+        table(figures),
+    ]
+    return "\n".join(lines)
+
+
+def table(figures: list[Figure]) -> str:
+    lines = [
         "| shape | model | compiled | parameters | rows × tokens | tokens/s | MFU | peak | × nanoGPT |",
         "|---|---|---|---|---|---|---|---|---|",
         *(line_of(figure, figures) for figure in figures),
@@ -384,7 +391,13 @@ def main(arguments: list[str] | None = None) -> int:
     kind = "cpu" if chosen.device == "cpu" else kind
     if kind == "none" or (kind == "cuda" and not torch.cuda.is_available()):
         print("no GPU here: not measured")
-        write_section(chosen.results, f"not measured ({versions()}, no GPU)", keep=True)
+        absent = [
+            Figure(name, contender.name, compiled, problem="not measured")
+            for name in chosen.shapes
+            for contender in contenders()
+            for compiled in (False, True)
+        ]
+        write_section(chosen.results, f"{versions()}, no GPU.\n\n{table(absent)}", keep=True)
         return 0
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".nima" / "compiled" / "inductor"))
