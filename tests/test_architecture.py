@@ -108,6 +108,19 @@ LAYERS = (
     ("ci",),
     ("cli",),
 )
+# What they write is for people, trackers and logs, and in no stage's outputs.
+ONLY_TELLING = {
+    "log_file",
+    "monitor",
+    "observation",
+    "pace",
+    "profiling",
+    "progress",
+    "run_record",
+    "speed",
+    "surroundings",
+    "trackers",
+}
 # The one module that may import each heavy package.
 OWNERS = {
     "ruamel": {"nima.params_file", "nima.corpus.yaml_tree"},
@@ -235,13 +248,16 @@ def pages_of(path: Path) -> set[Path]:
 
 
 def import_closure(stage: str) -> list[str]:
-    """Every file of the project that `python -m stages.STAGE` executes, as dvc.yaml names it."""
+    """Every file of the project that `python -m stages.STAGE` executes, as dvc.yaml names it.
+
+    Those that only tell of a run are left out: what they do is in no output, and a change would train anew.
+    """
     start = ROOT / "stages" / f"{stage}.py"
     seen: set[str] = set()
     waiting = own_imports(start)
     while waiting:
         module = waiting.pop()
-        if module not in seen:
+        if module not in seen and not set(module.split(".")) & ONLY_TELLING:
             seen.add(module)
             waiting |= packages_of(module) | own_imports(MODULES[module])
     files = [MODULES[module] for module in seen] + [start, ROOT / "stages" / "__init__.py"]
