@@ -689,6 +689,7 @@ def test_going_back_takes_the_best_weights_and_a_lower_rate_and_the_next_data(
         rules.step()
     rules.hold("averaged")
     assert bits(weights(model)) == scorer.seen[3]
+    assert bits(weights(attempt.model)) == scorer.seen[4]  # what is kept is what was judged
 
 
 def test_a_run_stops_once_its_recoveries_are_used_up(tmp_path: Path) -> None:
