@@ -30,12 +30,12 @@ def test_the_rate_rises_by_the_same_factor_from_the_least_to_the_largest() -> No
     assert [after / before for before, after in pairwise(rates)] == pytest.approx([10 ** (4 / 40)] * 40)
 
 
-def test_the_suggestion_lies_where_the_loss_falls_fastest() -> None:
+def test_the_suggestion_lies_between_the_fastest_fall_and_the_lowest_loss() -> None:
     # Falls around step 20 (0.01), is lowest at step 30 (0.1), then rises.
     losses = [8 - 4 / (1 + math.exp(-(step - 20) / 2)) + max(0, step - 30) for step in range(41)]
     found = suggestion(rows_of(losses))
-    assert (found.suggested_lr, found.lowest_loss_lr) == (0.01, 0.1)
-    assert found.command == "dvc exp run -S training.lr=0.01"
+    assert (found.steepest_lr, found.suggested_lr, found.lowest_loss_lr) == (0.01, 0.032, 0.1)
+    assert found.command == "dvc exp run -S training.lr=0.032"
 
 
 def test_a_loss_that_never_falls_is_an_error() -> None:

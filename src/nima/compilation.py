@@ -36,7 +36,7 @@ def require_compiler(device: torch.device) -> None:
         raise missing(f"a C++ compiler, {found}: install g++, or set CXX to one")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise missing("the headers of this Python (Python.h): install python3-dev")
-    if device.type == "cuda" and not torch.utils._triton.has_triton():  # type: ignore[attr-defined]
+    if device.type == "cuda" and not torch.utils._triton.has_triton():
         raise missing("Triton, which this GPU or this torch has not")
 
 

@@ -1,7 +1,8 @@
 """A learning rate from one rising rate: the range test of Smith 2017, https://arxiv.org/abs/1506.01186.
 
 The rate grows by the same factor from step to step. While it is too small the loss hardly falls, at good
-rates it falls fastest, and beyond them it rises: the suggestion lies where the fall is steepest. Trainings
+rates it falls fastest, and beyond them it rises. Where the fall is steepest is early, since the first nats
+are the easiest, and where the loss is lowest is late: the suggestion is in the middle of the two. Trainings
 that differ in seed are averaged. Everything follows from params and data.
 """
 
@@ -38,6 +39,7 @@ class Suggestion:
     """Learning rates of the curve, to two significant digits."""
 
     suggested_lr: float
+    steepest_lr: float
     lowest_loss_lr: float
 
     @property
@@ -128,14 +130,15 @@ def smooth(losses: list[float], reach: int) -> list[float]:
 
 
 def suggestion(rows: list[Row]) -> Suggestion:
-    """The rate of the steepest fall over the logarithm of the rate, and that of the lowest loss."""
+    """The geometric mean of the rate at which the loss falls fastest and that at which it is lowest."""
     smoothed = [row["smoothed_loss"] for row in rows]
     lowest = min(range(len(rows)), key=lambda step: smoothed[step])
     if lowest == 0:
         raise UserError("lr_finder: the loss never falls; make lr_finder.min_lr smaller, or look at the data")
     falls = range(1, lowest + 1)
     steepest = max(falls, key=lambda step: smoothed[step - 1] - smoothed[min(step + 1, len(rows) - 1)])
-    return Suggestion(short(rows[steepest]["lr"]), short(rows[lowest]["lr"]))
+    first, last = rows[steepest]["lr"], rows[lowest]["lr"]
+    return Suggestion(short(math.sqrt(first * last)), short(first), short(last))
 
 
 def short(value: float) -> float:
@@ -148,5 +151,9 @@ def record(params: Params, rows: list[Row], found: Suggestion) -> None:
     for row in rows:
         live.log_row(row)
     live.finish(asdict(found) | {"settings": params.lr_finder.model_dump()})
-    marks = {"suggested": found.suggested_lr, "lowest loss": found.lowest_loss_lr}
+    marks = {
+        "steepest": found.steepest_lr,
+        "suggested": found.suggested_lr,
+        "lowest loss": found.lowest_loss_lr,
+    }
     draw_rate_range(PLOTS / NAME / "loss.png", rows, marks)
