@@ -34,7 +34,7 @@ from nima.signals import StopRequest
 from nima.training import Run, train
 
 SHAPE = Shape(num_layers=6, width=384, num_heads=6, vocab_size=4096, block_tokens=256)
-ROWS, STEPS, WARM_UP_STEPS, THREADS = 16, 8, 2, 2
+ROWS, STEPS, WARM_UP_STEPS, THREADS = 16, 4, 2, 2
 BATCH_TOKENS = ROWS * SHAPE.block_tokens
 
 
