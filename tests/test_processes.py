@@ -119,7 +119,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "muon": {},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     "sgd": {"optimizer": "sgd"},
-    "schedule_free": {"optimizer": "schedule_free"},
+    "schedule_free": {"optimizer": "schedule_free", "schedule": "constant"},
     "tied": {"tied": True},
     "packed": {"batching": "packed", "mask_documents": True},
     "padded": {"batching": "padded"},

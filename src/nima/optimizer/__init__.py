@@ -168,7 +168,7 @@ def rule_of(rates: Rates, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
             return torch.optim.Adam(groups, betas=betas, eps=EPSILON, fused=True)
         case "sgd":
             nesterov = rates.nesterov and rates.momentum > 0
-            return torch.optim.SGD(groups, momentum=rates.momentum, nesterov=nesterov, fused=True)
+            return torch.optim.SGD(groups, momentum=rates.momentum, nesterov=nesterov)
         case "adamw_scale":
             return AdamWScale(groups, betas=betas, eps=EPSILON)
         case "adamw_8bit":

@@ -54,10 +54,11 @@ class Muon(torch.optim.Optimizer):
             gradients.append(parameter.grad)
             momenta.append(state["momentum"])
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+        directions = [gradient.clone() for gradient in gradients]
+        torch._foreach_lerp_(directions, momenta, group["momentum"])  # Nesterov
         rows, columns = parameters[0].shape
         scale = math.sqrt(max(1, rows / columns))
-        updates = self.spread(orthogonalised, list(directions))
+        updates = self.spread(orthogonalised, directions)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
