@@ -139,10 +139,12 @@ class WatchedScorer(Scorer):
 
     executioner: Executioner | None = None
 
-    def __call__(self, model: Decoder, poll: Callable[[], None] = lambda: None) -> Any:
+    def __call__(
+        self, model: Decoder, poll: Callable[[], None] = lambda: None, max_tokens: int | None = None
+    ) -> Any:
         assert self.executioner is not None
         self.executioner.evaluates = True
-        found = super().__call__(model, poll)
+        found = super().__call__(model, poll, max_tokens)
         self.executioner.evaluates = False
         return found
 
