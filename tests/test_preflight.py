@@ -360,6 +360,6 @@ def test_without_git_on_the_path_one_line_says_so(project: Project, monkeypatch:
 
 
 def test_a_process_is_told_from_another_of_the_same_number() -> None:
-    assert other_processes.is_running(os.getpid(), "pytest")
+    assert other_processes.is_running(os.getpid(), "python")
     assert not other_processes.is_running(os.getpid(), "queue-worker")
     assert other_processes.state_of(os.getpid(), sys.executable) == "runs"

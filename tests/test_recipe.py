@@ -1,5 +1,6 @@
 """From a finished run to its figures."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def recipe_of(**changes: Any) -> Recipe:
     settings: dict[str, Any] = {"seed": 1, "batching": "blocks", "mixture": {}, "block_tokens": 10}
     settings |= {"batch_tokens": 20, "end_of_text": 0}
     batches = training_batches(tokens, np.arange(40), **settings | changes)
-    return Recipe(tiny_model(), None, batches, None, total_steps=9, text={})  # type: ignore[arg-type]
+    scorer = SimpleNamespace(micro_batch_tokens=20)
+    return Recipe(tiny_model(), None, batches, scorer, total_steps=9, text={})  # type: ignore[arg-type]
 
 
 def result_at(step: int, first_step: int = 0) -> Result:
