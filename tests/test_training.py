@@ -430,7 +430,12 @@ def test_the_loss_is_that_of_the_whole_batch_however_it_is_divided(
     for rows in found[1:]:
         assert rows[0]["train/gradient_norm"] == pytest.approx(found[0][0]["train/gradient_norm"], rel=1e-5)
         for row, expected in zip(rows, found[0], strict=True):
-            assert row == pytest.approx(expected, rel=1e-2)  # later steps carry rounding on
+            # Later steps carry rounding on; one of the 33 tokens that accuracy counts may tip over.
+            accuracy = expected.get("validation/accuracy", 0.0)
+            assert row.get("validation/accuracy", 0.0) == pytest.approx(accuracy, abs=0.05)
+            assert row | {"validation/accuracy": accuracy} == pytest.approx(
+                expected | {"validation/accuracy": accuracy}, rel=1e-2
+            )
 
 
 @pytest.mark.parametrize("batching", ["blocks", "packed", "padded"])
@@ -534,7 +539,7 @@ class Scripted:
         self.losses = losses
         self.seen: list[dict[str, bytes]] = []
 
-    def __call__(self, model: Decoder, poll: Callable[[], None]) -> dict[str, Likelihood]:
+    def __call__(self, model: Decoder, poll: Callable[[], None], _max_tokens: int) -> dict[str, Likelihood]:
         self.seen.append(bits(weights(model)))
         return {
             "a": Likelihood(nats=self.losses[len(self.seen) - 1], num_tokens=1, num_correct=0, num_bytes=1)
