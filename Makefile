@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint format bench constraints clean
+.PHONY: help setup repro test lint format deps bench constraints clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ lint: $(READY) ## ruff's checks and format, and the type checker
 format: $(READY) ## put the code into ruff's format
 	ruff check --fix .
 	ruff format .
+
+deps: $(READY) ## name in dvc.yaml the code that each stage executes, after imports or files changed
+	python tests/stage_code.py
 
 bench: $(READY) ## measure the pipeline and its parts, side by side with their peers (after make repro)
 	python -m benchmarks.pipeline

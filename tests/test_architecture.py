@@ -3,15 +3,22 @@
 import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-
-ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src"
-STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples")
+from stage_code import (
+    MODULES,
+    ROOT,
+    SOURCE,
+    STAGES,
+    code_of,
+    imported_names,
+    is_type_checking,
+    own_imports,
+    packages_of,
+    tree_of,
+)
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
@@ -108,19 +115,6 @@ LAYERS = (
     ("ci",),
     ("cli",),
 )
-# What they write is for people, trackers and logs, and in no stage's outputs.
-ONLY_TELLING = {
-    "log_file",
-    "monitor",
-    "observation",
-    "pace",
-    "profiling",
-    "progress",
-    "run_record",
-    "speed",
-    "surroundings",
-    "trackers",
-}
 # The one module that may import each heavy package.
 OWNERS = {
     "ruamel": {"nima.params_file", "nima.corpus.yaml_tree"},
@@ -193,78 +187,6 @@ FORBIDDEN_WORDS = {"util", "utils", "common", "misc", "helper", "helpers", "base
 FORBIDDEN_WORDS |= {"manager", "factory", "handler", "processor"}
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
-    found = {}
-    for path in sorted(SOURCE.glob("nima/**/*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def imported_names(path: Path, *, at_run_time: bool = True) -> set[str]:
-    """Dotted names that a file imports, `from a import b` as both a and a.b."""
-    names: set[str] = set()
-    waiting: list[ast.AST] = [tree_of(path)]
-    while waiting:
-        node = waiting.pop()
-        if at_run_time and is_type_checking(node):
-            continue
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        waiting.extend(ast.iter_child_nodes(node))
-    return names
-
-
-def own_imports(path: Path, *, at_run_time: bool = True) -> set[str]:
-    return {name for name in imported_names(path, at_run_time=at_run_time) if name in MODULES}
-
-
-def packages_of(module: str) -> set[str]:
-    """A module's parent packages, whose __init__ runs first."""
-    parts = module.split(".")
-    return {".".join(parts[:length]) for length in range(1, len(parts))}
-
-
-def pages_of(path: Path) -> set[Path]:
-    """The templates below `pages` that a module names."""
-    words = {node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)}
-    return {page for page in SOURCE.glob("nima/pages/*.html") if page.name in words}
-
-
-def import_closure(stage: str) -> list[str]:
-    """Every file of the project that `python -m stages.STAGE` executes, as dvc.yaml names it.
-
-    Those that only tell of a run are left out: what they do is in no output, and a change would train anew.
-    """
-    start = ROOT / "stages" / f"{stage}.py"
-    seen: set[str] = set()
-    waiting = own_imports(start)
-    while waiting:
-        module = waiting.pop()
-        if module not in seen and not set(module.split(".")) & ONLY_TELLING:
-            seen.add(module)
-            waiting |= packages_of(module) | own_imports(MODULES[module])
-    files = [MODULES[module] for module in seen] + [start, ROOT / "stages" / "__init__.py"]
-    files += {page for module in seen for page in pages_of(MODULES[module])}
-    return sorted(path.relative_to(ROOT).as_posix() for path in files)
-
-
 def pipeline() -> dict:
     return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
@@ -318,8 +240,7 @@ def test_what_runs_on_a_bare_gpu_machine_needs_only_torch_and_numpy() -> None:
 def test_a_stage_depends_on_exactly_the_code_it_imports(stage: str) -> None:
     # Files of the user's own, with a loss or step that params name, may stand beside.
     deps = pipeline()["stages"][stage]["deps"]
-    declared = [dep for dep in deps if dep.endswith((".py", ".html")) and dep.startswith(("src/", "stages/"))]
-    assert sorted(declared) == import_closure(stage)
+    assert [dep for dep in deps if dep.startswith(("src/", "stages/"))] == code_of(stage), "make deps"
 
 
 @pytest.mark.parametrize("stage", STAGES)

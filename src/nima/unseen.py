@@ -36,9 +36,16 @@ def unseen_files(root: Path) -> list[Unseen]:
     needs |= dict.fromkeys(SETTINGS, "read by DVC")
     stored = {path for stage in stages.values() for path in outputs_of(stage)} | described_data(root)
     needs = {path: why for path, why in needs.items() if not is_inside(path, stored)}
-    code = [path for path in readers if path.endswith(".py")]
+    code = [name for path in readers for name in modules_in(root, path)]
     found = [*needed_modules(root, code), *needed_files(root, needs, stored)]
     return sorted({file.path: file for file in found}.values(), key=lambda file: file.path)
+
+
+def modules_in(root: Path, place: str) -> list[str]:
+    """A dependency's Python files: itself, or those of a package that is named by its folder."""
+    if (root / place / "__init__.py").is_file():
+        return [path.relative_to(root).as_posix() for path in sorted((root / place).rglob("*.py"))]
+    return [place] if place.endswith(".py") else []
 
 
 def needed_files(root: Path, needs: dict[str, str], stored: set[str]) -> Iterator[Unseen]:
