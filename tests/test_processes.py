@@ -373,7 +373,8 @@ def test_one_process_is_not_wrapped_and_needs_no_package(tmp_path: Path) -> None
     attempt = Attempt(tmp_path / "run")
     with joined(replace(runtime_of(0, 1, "fsdp"), place=None), torch.device("cpu")) as processes:
         assert processes is ALONE
-        assert processes.share(attempt.model, Decoder.loss_sum).args == (attempt.model,)
+        loss_sum, _ = processes.share(attempt.model, Decoder.loss_sum, attempt.settings)
+        assert loss_sum.args == (attempt.model,)
     assert bits(weights(attempt.model)) == bits(weights(model_of()))
 
 

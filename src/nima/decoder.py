@@ -218,6 +218,8 @@ class Decoder(nn.Module):
         cos, sin = rotation_table(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        """Of all parameters, also when other processes hold them."""
         self.recomputes = False
         """Whether backward computes each layer again instead of keeping what is inside it."""
 
@@ -260,7 +262,7 @@ class Decoder(nn.Module):
         return linear_cross_entropy(x_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
 
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(map(math.prod, self.shapes.values()))
 
 
 def recomputed(

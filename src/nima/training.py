@@ -22,7 +22,7 @@ from nima.evaluation.likelihood import Likelihood, Scorer, total
 from nima.memory import MicroBatch
 from nima.metrics import Row
 from nima.objective import objective_of
-from nima.optimizer import Optimizer, Rates
+from nima.optimizer import Optimizer
 from nima.params import RunParams, TrainingParams
 from nima.processes import ALONE, Processes
 from nima.progress import TrainingProgress
@@ -96,8 +96,7 @@ def train(
     """
     device = next(model.parameters()).device
     objective, steering = objective_of(settings), Steering(settings, total_steps)
-    loss_sum = processes.share(model, objective)
-    optimizer = Optimizer(model, rates_of(settings), processes.spread)
+    loss_sum, optimizer = processes.share(model, objective, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     state = restore(run, model, optimizer, scaler, steering, processes)
     state.threads, state.processes = torch.get_num_threads(), processes.count
@@ -114,7 +113,7 @@ def train(
         nonlocal saved
         state.steering, state.scaler = steering.state(), scaler.state_dict()
         with optimizer.weights("trained"):
-            weights, moments = processes.whole(weights_of(model)), processes.whole(optimizer.tensors())
+            weights, moments = processes.weights(model), processes.whole(optimizer.tensors())
             run.folder.begin_save(Checkpoint(state.step, weights, moments, vars(state), validation_at(state)))
         saved = time.perf_counter()
 
@@ -157,8 +156,9 @@ def train(
                 metrics = total(by_source).metrics()
                 value = metrics[settings.best_metric]
                 if improves(settings.best_metric, value, state.best["value"] if state.best else None):
-                    kept = best_tensors(model, optimizer, can_recover=steering.recoveries_left > 0)
-                    state.best = run.folder.save_best(state.step, processes.whole(kept))
+                    recovers = steering.recoveries_left > 0
+                    kept = best_tensors(model, optimizer, processes, can_recover=recovers)
+                    state.best = run.folder.save_best(state.step, kept)
                     state.best |= {"step": state.step, "value": value}
             log_validation(run, state, metrics, by_source)
             steering.validated(by_source)
@@ -185,15 +185,13 @@ def train(
         batch = batches.batch(state.step, processes.rank, processes.count)
         [num_trained] = processes.sums(batch.num_trained_tokens)
         nats_sum = micro_batch.fitting(state.step, partial(add_gradients, batch, num_trained))
-        for inner in optimizer.optimizers:
-            scaler.unscale_(inner)
+        optimizer.unscale(scaler)
         processes.agree_on_overflow(scaler)
         num_bytes = int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
         nats, num_tokens, num_bytes = processes.sums(float(nats_sum), batch.num_tokens, num_bytes)
         norm = processes.clip(model, settings.max_grad_norm or math.inf)
         if math.isfinite(nats) and math.isfinite(norm):
-            for inner in optimizer.optimizers:
-                scaler.step(inner)
+            optimizer.step(scaler)
             steering.finite()
         elif settings.precision == "fp16" and math.isfinite(nats) and scaler.get_scale() > 1:
             state.skipped_updates += 1  # the loss scale was too large: it halves, and the next batch goes on
@@ -219,7 +217,7 @@ def train(
             log(run, state, training_row(state, settings.lr * factor, norm))
             state.nats, state.tokens, state.bytes = 0.0, 0, 0
 
-    weights = processes.whole(weights_of(model))
+    weights = processes.weights(model)
     best = run.folder.load_best(state.best) if state.best and processes.is_first else weights
     return Result(
         state=state,
@@ -245,7 +243,7 @@ def restore(
     if not saved:
         return State()
     state = State(**saved)
-    set_weights(model, processes.parts_of(checkpoint.model, model))
+    processes.set_weights(model, processes.parts_of(checkpoint.model, model))
     optimizer.load_tensors(processes.parts_of(checkpoint.optimizer, model))
     steering.load_state(state.steering)
     if scaler.is_enabled():
@@ -290,23 +288,15 @@ def on_device(
     return ids, targets, torch.from_numpy(part.documents).to(device) if mask_documents else None
 
 
-def weights_of(model: Decoder) -> dict[str, Tensor]:
-    """The parameters by name; the embedding and a head that is tied to it are one."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def set_weights(model: Decoder, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def best_tensors(model: Decoder, optimizer: Optimizer, *, can_recover: bool) -> dict[str, Tensor]:
+def best_tensors(
+    model: Decoder, optimizer: Optimizer, processes: Processes, *, can_recover: bool
+) -> dict[str, Tensor]:
     """The weights that were judged; for a run that may go back to them also what training went on from."""
     if not can_recover:
-        return weights_of(model)
+        return processes.weights(model)
     trained = {f"trained/{name}": tensor for name, tensor in optimizer.trained_weights().items()}
-    return weights_of(model) | trained | {f"optimizer/{key}": t for key, t in optimizer.tensors().items()}
+    moments = {f"optimizer/{key}": tensor for key, tensor in optimizer.tensors().items()}
+    return processes.weights(model) | processes.whole(trained | moments)
 
 
 def go_back(
@@ -325,13 +315,10 @@ def go_back(
     why, target = steering.why, "no weights yet that were validated"
     if state.best:
         tensors = processes.parts_of(run.folder.load_best(state.best), model)
-        set_weights(
-            model, {name: tensors.get(f"trained/{name}", tensors[name]) for name in weights_of(model)}
-        )
-        kept = {
-            key.removeprefix("optimizer/"): t for key, t in tensors.items() if key.startswith("optimizer/")
-        }
-        optimizer.load_tensors(kept)
+        names = (name for name in tensors if "/" not in name)
+        processes.set_weights(model, {name: tensors.get(f"trained/{name}", tensors[name]) for name in names})
+        moments = ((key.partition("/"), tensor) for key, tensor in tensors.items())
+        optimizer.load_tensors({key: t for (kind, _, key), t in moments if kind == "optimizer"})
         target = f"back to the weights of step {state.best['step']}"
     steering.recovered()
     run.progress.say(
@@ -349,11 +336,6 @@ def training_row(state: State, lr: float, norm: float) -> Row:
         row |= {"train/bits_per_byte": bits_per_byte(state)}
     row |= {"train/lr": lr}
     return row | ({"train/gradient_norm": norm} if math.isfinite(norm) else {})
-
-
-def rates_of(settings: TrainingParams) -> Rates:
-    names = Rates.__dataclass_fields__
-    return Rates(**{name: getattr(settings, name) for name in names})
 
 
 def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
