@@ -186,6 +186,7 @@ OWNERS = {
     },
     "vl_convert": {"nima.provision"},
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
+    "deepspeed": {"nima.processes.zero"},
 }
 # These run on a machine that has only torch and numpy.
 BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "speed")

@@ -35,7 +35,8 @@ from nima.decoder import Decoder
 from nima.errors import Interrupted, NonFiniteError, UserError
 from nima.params import Params, RunParams
 from nima.params_file import load
-from nima.processes import ALONE, Processes, joined, num_processes
+from nima.processes import ALONE, Processes
+from nima.processes.joining import joined, num_processes
 from nima.progress import TrainingProgress
 from nima.runtime import Place, Runtime
 from nima.tensors import read_tensors, write_tensors
@@ -373,7 +374,7 @@ def test_one_process_is_not_wrapped_and_needs_no_package(tmp_path: Path) -> None
     attempt = Attempt(tmp_path / "run")
     with joined(replace(runtime_of(0, 1, "fsdp"), place=None), torch.device("cpu")) as processes:
         assert processes is ALONE
-        loss_sum, _ = processes.share(attempt.model, Decoder.loss_sum, attempt.settings)
+        loss_sum = processes.share(attempt.model, Decoder.loss_sum, attempt.settings)
         assert loss_sum.args == (attempt.model,)
     assert bits(weights(attempt.model)) == bits(weights(model_of()))
 

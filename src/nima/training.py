@@ -22,7 +22,7 @@ from nima.evaluation.likelihood import Likelihood, Scorer, total
 from nima.memory import MicroBatch
 from nima.metrics import Row
 from nima.objective import objective_of
-from nima.optimizer import Optimizer
+from nima.optimizer import Optimizer, rates_of
 from nima.params import RunParams, TrainingParams
 from nima.processes import ALONE, Processes
 from nima.progress import TrainingProgress
@@ -96,7 +96,8 @@ def train(
     """
     device = next(model.parameters()).device
     objective, steering = objective_of(settings), Steering(settings, total_steps)
-    loss_sum, optimizer = processes.share(model, objective, settings)
+    loss_sum = processes.share(model, objective, settings)
+    optimizer = processes.divided(Optimizer(model, rates_of(settings), processes.spread))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     state = restore(run, model, optimizer, scaler, steering, processes)
     state.threads, state.processes = torch.get_num_threads(), processes.count

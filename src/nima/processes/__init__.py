@@ -8,97 +8,110 @@ Sums over processes are taken in the order of their ranks and come out the same 
 follows from a sum is decided alike everywhere, without asking again.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
+from torch import Tensor, nn
 
-from nima.errors import UserError
-from nima.params import Params, TrainingParams
-from nima.processes.alone import ALONE, Processes
-from nima.processes.divided import Sharded
-from nima.processes.replicated import PATIENCE, Joined
-from nima.processes.zero import Zero1, Zero2, Zero3
-from nima.runtime import Runtime, is_installed, usable_gpus
+from nima.decoder import Decoder
+from nima.params import TrainingParams
 
-__all__ = ["ALONE", "Processes", "joined", "num_processes"]
-
-# Gradients travel in pieces of this size while the rest is still being computed.
-BUCKET_MEGABYTES = 25
-KINDS = {"ddp": Joined, "fsdp": Sharded, "zero1": Zero1, "zero2": Zero2, "zero3": Zero3}
-# Rules of update that work on parts of parameters as they do on whole ones; FSDP2 can also gather matrices.
-BY_NUMBER = ("adamw", "adam", "sgd")
-DIVISIBLE = {
-    "fsdp": ("muon", "schedule_free", *BY_NUMBER),
-    "zero1": BY_NUMBER,
-    "zero2": BY_NUMBER,
-    "zero3": BY_NUMBER,
-}
+Value = TypeVar("Value")
+Objective = Callable[[Decoder, Tensor, Tensor, Tensor | None], Tensor]
+LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@contextmanager
-def joined(runtime: Runtime, device: torch.device) -> Iterator[Processes]:
-    """This process among those that were started with it. Raises `UserError` when they don't meet."""
-    if runtime.place is None or runtime.place.num_ranks == 1:
-        yield ALONE
-        return
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+class Processes:
+    """One process, alone: it has everything and asks nobody."""
 
-    # Accelerate would else set the threads itself.
-    os.environ.setdefault("OMP_NUM_THREADS", str(runtime.threads))
-    layout = DistributedDataParallelKwargs(
-        bucket_cap_mb=BUCKET_MEGABYTES, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu", kwargs_handlers=[layout, InitProcessGroupKwargs(timeout=PATIENCE)]
-        )
-    except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"MASTER_ADDR: process {runtime.place.rank} finds no others: {reason}") from None
-    try:
-        yield KINDS[runtime.sharding](accelerator)
-    finally:
-        accelerator.end_training()
-        accelerator.state._reset_state(reset_partial_state=True)
+    rank = 0
+    count = 1
+    has_all = True
+    """Whether it holds every parameter whole, and so needs no other to save."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that reports, saves and exports for all."""
+        return self.rank == 0
+
+    def share(self, model: Decoder, objective: Objective, settings: TrainingParams) -> LossSum:  # noqa: ARG002
+        """Make `model` one with the other processes' (call before its optimizer is made).
+
+        Returns its loss, whose backward pass sums the gradients over the processes.
+        """
+        return partial(objective, model)
+
+    def divided(self, optimizer: Value) -> Value:
+        """The optimizer of what `share` was given, as far as it is this process's to update."""
+        return optimizer
+
+    def sum_gradients(self, *, now: bool) -> None:
+        """Whether the next backward pass sums over processes; the ones before the last need not."""
+
+    def weighted(self, loss: Tensor) -> Tensor:
+        """The loss such that the gradients, as the processes combine them, are the sum of all."""
+        return loss
+
+    def clip(self, model: nn.Module, max_norm: float) -> float:
+        """Clip the gradient's global norm; returns what it was."""
+        norm: Any = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        return float(undivided(norm))
+
+    def agree_on_overflow(self, scaler: torch.amp.GradScaler) -> None:
+        """What one process found not finite in its part of the gradient, all have found."""
+
+    def sums(self, *values: Any) -> tuple[Any, ...]:
+        """The sum of each number over the processes, whole numbers as such up to 2^53."""
+        return values
+
+    def any(self, claim: bool) -> bool:
+        """Whether the claim is true in some process."""
+        return claim
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each process gives, by rank."""
+        return [value]
+
+    def from_first(self, value: Value) -> Value:
+        """What the first process gives."""
+        return value
+
+    def wait(self) -> None:
+        """Until all have come here."""
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The parameters by name, undivided, in the first process; a tied head is the embedding."""
+        return self.whole({name: parameter.detach() for name, parameter in model.named_parameters()})
+
+    @torch.no_grad()
+    def set_weights(self, model: nn.Module, parts: dict[str, Tensor]) -> None:
+        """Put parameters back, given as `parts_of` gives them."""
+        for name, parameter in model.named_parameters():
+            parameter.copy_(parts[name])
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The named tensors undivided, in the first process; for the others perhaps nothing."""
+        return tensors
+
+    def parts_of(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
+        """This process's parts of what the first one has: of a parameter, or of its `<entry>/<name>`."""
+        return tensors
+
+    def spread(self, function: Callable[[Tensor], Tensor], matrices: list[Tensor]) -> list[Tensor]:
+        """`function` of equal matrices (stacked: K, rows, columns), each computed in one process."""
+        return list(function(torch.stack(matrices)))
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Inside, parts of the model other than its loss can be called."""
+        return nullcontext()
 
 
-def num_processes(params: Params, runtime: Runtime) -> int:
-    """How many processes train. Raises `UserError` when a batch, or the machine, cannot be divided so."""
-    training, place = params.training, runtime.place
-    rows, gpus = training.batch_tokens // training.block_tokens, usable_gpus(runtime)
-    count = place.num_ranks if place else runtime.processes or min(gpus, rows)
-    if count > rows:
-        raise UserError(
-            f"NIMA_PROCESSES: {count} processes cannot share a batch of {rows} rows (training.batch_tokens "
-            f"{training.batch_tokens} / block_tokens {training.block_tokens}); set at most {rows}"
-        )
-    if count > 1:
-        check_sharding(runtime.sharding, training)
-    if place is None and count > gpus and runtime.device == "cuda":
-        raise UserError(
-            f"NIMA_PROCESSES: {count} processes need a GPU each, found {gpus}; set fewer, or NIMA_DEVICE=cpu"
-        )
-    return count
+ALONE = Processes()
 
 
-def check_sharding(sharding: str, training: TrainingParams) -> None:
-    """Raises `UserError` when the model cannot be shared so."""
-    rule, rules = training.optimizer, DIVISIBLE.get(sharding)
-    if rules and rule not in rules:
-        others = " or ".join(other for other in KINDS if rule in DIVISIBLE.get(other, (rule,)))
-        raise UserError(
-            f"NIMA_SHARDING: {sharding} cannot divide training.optimizer {rule}; set {others}, or one of "
-            f"{', '.join(rules)}"
-        )
-    if sharding == "zero3" and training.compile:
-        raise UserError(
-            "NIMA_SHARDING: zero3 gathers a layer's weights when it is called, which training.compile "
-            "does not see; set training.compile to false, or fsdp or zero2"
-        )
-    if sharding.startswith("zero") and not is_installed("deepspeed"):
-        raise UserError(
-            f"NIMA_SHARDING: {sharding} needs the extra deepspeed: pip install 'nima-lm[deepspeed]'"
-        )
+def undivided(tensor: Any) -> Tensor:
+    """All of a tensor of which each process has a part."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

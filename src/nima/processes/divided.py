@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nima.decoder import Decoder
-from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
-from nima.processes.alone import LossSum, Objective, undivided
+from nima.processes import LossSum, Objective, undivided
 from nima.processes.replicated import Joined, Loss, warm_up
 
 
@@ -25,9 +24,7 @@ class Sharded(Joined):
 
     has_all = False
 
-    def share(
-        self, model: Decoder, objective: Objective, settings: TrainingParams
-    ) -> tuple[LossSum, Optimizer]:
+    def share(self, model: Decoder, objective: Objective, settings: TrainingParams) -> LossSum:  # noqa: ARG002
         from torch.distributed.fsdp import fully_shard
 
         for parameter in model.parameters():
@@ -40,7 +37,7 @@ class Sharded(Joined):
             part.set_force_sum_reduction_for_comms(True)  # gloo takes no means
         warm_up(self.divided, model)
         self.divided.objective = objective
-        return self.divided, Optimizer(model, rates_of(settings), self.spread)
+        return self.divided
 
     def sum_gradients(self, *, now: bool) -> None:
         self.divided.set_requires_gradient_sync(now)

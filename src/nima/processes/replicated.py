@@ -10,9 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nima.decoder import Decoder
-from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
-from nima.processes.alone import LossSum, Objective, Processes, Value, undivided
+from nima.processes import LossSum, Objective, Processes, Value, undivided
 from nima.targets import IGNORED
 
 # A process may wait this long for another: the first one saves while the others wait.
@@ -29,15 +28,13 @@ class Joined(Processes):
         # Numbers of the host travel beside the gradients, so that no GPU has to be waited for.
         self.host = dist.new_group(backend="gloo", timeout=PATIENCE)
 
-    def share(
-        self, model: Decoder, objective: Objective, settings: TrainingParams
-    ) -> tuple[LossSum, Optimizer]:
+    def share(self, model: Decoder, objective: Objective, settings: TrainingParams) -> LossSum:  # noqa: ARG002
         with warnings.catch_warnings():  # Accelerate asks DDP for `broadcast_buffers` by its former name
             warnings.simplefilter("ignore", FutureWarning)
             self.replica = self.accelerator.prepare_model(Loss(model))
         warm_up(self.replica, model)
         self.replica.module.objective = objective
-        return self.replica, Optimizer(model, rates_of(settings), self.spread)
+        return self.replica
 
     def sum_gradients(self, *, now: bool) -> None:
         self.replica.require_backward_grad_sync = now  # what DDP's own no_sync() sets

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nima.decoder import Decoder, Layer, autocast
-from nima.optimizer import Optimizer, as_entry, as_tensor, rates_of
+from nima.optimizer import Optimizer, as_entry, as_tensor
 from nima.params import TrainingParams
-from nima.processes.alone import LossSum, Objective
+from nima.processes import LossSum, Objective
 from nima.processes.replicated import Joined, Loss
 
 # Gradients and parameters travel in pieces of at most so many numbers.
@@ -45,24 +44,29 @@ class Zero(Joined):
         super().__init__(accelerator)
         self.deepspeed = imported(accelerator.device)
 
-    def share(
-        self, model: Decoder, objective: Objective, settings: TrainingParams
-    ) -> tuple[LossSum, Optimizer]:
+    def share(self, model: Decoder, objective: Objective, settings: TrainingParams) -> LossSum:
         for parameter in model.parameters():
             dist.broadcast(parameter.detach(), src=0)
-        loss = AutocastLoss(model, settings.precision)
+        self.loss = AutocastLoss(model, objective, settings.precision)
+        self.configuration = configuration(self.stage, self.count, model, settings)
         if self.stage == 3:  # layers use the weights of what is in them without calling it
             self.deepspeed.utils.set_z3_leaf_modules(model, [Layer])
-            self.deepspeed.zero.register_external_parameter(loss, model.head.weight)
-        self.optimizer = ZeroOptimizer(model, settings, self)
+            self.deepspeed.zero.register_external_parameter(self.loss, model.head.weight)
+        return self.loss_sum
+
+    def divided(self, optimizer: Any) -> Any:
+        """DeepSpeed takes model and optimizer together."""
+        shapes = {name: parameter.shape for name, parameter in self.loss.model.named_parameters()}
+        [rule] = optimizer.optimizers
         self.engine, *_ = self.deepspeed.initialize(
-            model=loss,
-            optimizer=self.optimizer.rule,
-            config=configuration(self.stage, self.count, model, settings),
+            model=self.loss, optimizer=rule, config=self.configuration
         )
-        self.optimizer.divide(self.engine)
-        loss.objective = objective
-        return partial(without_autocast, self.engine), self.optimizer
+        self.optimizer = ZeroOptimizer(optimizer, shapes, self)
+        return self.optimizer
+
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
+        with torch.autocast(ids_BT.device.type, enabled=False):
+            return self.engine(ids_BT, targets_BT, documents_BT)
 
     def sum_gradients(self, *, now: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(now)
@@ -90,7 +94,8 @@ class Zero(Joined):
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """As with FSDP2; the embedding would else be given back once it was called."""
-        outside = [value for name, value in self.named_parameters() if not name.startswith("layers.")]
+        parameters: Any = self.loss.model.named_parameters()
+        outside = [parameter for name, parameter in parameters if not name.startswith("layers.")]
         with self.deepspeed.zero.GatheredParameters(outside):
             for parameter in outside if self.stage == 3 else ():
                 parameter.ds_active_sub_modules.add("scoring")
@@ -99,9 +104,6 @@ class Zero(Joined):
             finally:
                 for parameter in outside if self.stage == 3 else ():
                     parameter.ds_active_sub_modules.discard("scoring")
-
-    def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        return self.engine.module.model.named_parameters()
 
 
 class Zero1(Zero):
@@ -152,18 +154,13 @@ def configuration(stage: int, count: int, model: Decoder, settings: TrainingPara
 class AutocastLoss(Loss):
     """A loss that sees to its precision itself: DeepSpeed ends what holds around its call."""
 
-    def __init__(self, model: Decoder, precision: str) -> None:
+    def __init__(self, model: Decoder, objective: Objective, precision: str) -> None:
         super().__init__(model)
-        self.precision = precision
+        self.objective, self.precision = objective, precision
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
         with autocast(ids_BT.device, self.precision):
             return super().forward(ids_BT, targets_BT, documents_BT)
-
-
-def without_autocast(engine: Any, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
-    with torch.autocast(ids_BT.device.type, enabled=False):
-        return engine(ids_BT, targets_BT, documents_BT)
 
 
 @dataclass(frozen=True)
@@ -182,17 +179,13 @@ class Piece:
 class ZeroOptimizer(Optimizer):
     """One rule, on this process's pieces; its state travels whole."""
 
-    def __init__(self, model: nn.Module, settings: TrainingParams, processes: Zero) -> None:
-        super().__init__(model, rates_of(settings))
-        [self.rule] = self.optimizers
-        self.parameters: dict[str, Any] = dict(model.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        self.processes = processes
-
-    def divide(self, engine: Any) -> None:
-        """Called once DeepSpeed has cut everything into pieces."""
-        self.engine = engine
+    def __init__(self, whole: Optimizer, shapes: dict[str, torch.Size], processes: Zero) -> None:
+        """Takes over from `whole`, whose parameters DeepSpeed has cut into pieces."""
+        vars(self).update(vars(whole))
+        [self.rule] = whole.optimizers
         self.optimizers = [Pieces(self)]  # type: ignore[list-item]
+        self.shapes, self.processes, self.engine = shapes, processes, processes.engine
+        self.parameters: dict[str, Any] = dict(processes.loss.model.named_parameters())
         self.pieces = {name: self.piece_of(name) for name in self.parameters}
 
     def piece_of(self, name: str) -> Piece | None:
@@ -205,11 +198,9 @@ class ZeroOptimizer(Optimizer):
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        flat, here = (
-            zero.single_partition_of_fp32_groups[mapping.param_group_index],
-            mapping.hp_fragment_address,
-        )
-        return Piece(flat, here.start, mapping.lp_fragment_address.start, here.numel)
+        flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        start, here = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+        return Piece(flat, here.start, start, here.numel)
 
     def gradients(self) -> list[Tensor]:
         """This process's part of the gradient, summed over the processes; none after a step."""
