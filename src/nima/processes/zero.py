@@ -247,14 +247,17 @@ class ZeroOptimizer(Optimizer):
             by_name[name][entry] = value
         self.rule.state.clear()
         for name, piece in self.pieces.items():
-            for entry, value in by_name[name].items() if piece else ():
-                state = self.rule.state[piece.flat]
-                if value.ndim == 0:
-                    state[entry] = as_entry(value, piece.flat.device)
-                else:
-                    state.setdefault(entry, torch.zeros_like(piece.flat))
-                    part = value.flatten()[piece.start : piece.start + piece.count]
-                    piece.of(state[entry]).copy_(part)
+            if piece:
+                self.load_piece(piece, by_name[name])
+
+    def load_piece(self, piece: Piece, entries: dict[str, Tensor]) -> None:
+        state = self.rule.state[piece.flat]
+        for entry, whole in entries.items():
+            if whole.ndim == 0:
+                state[entry] = as_entry(whole, piece.flat.device)
+            else:
+                state.setdefault(entry, torch.zeros_like(piece.flat))
+                piece.of(state[entry]).copy_(whole.flatten()[piece.start : piece.start + piece.count])
 
 
 class Pieces:
