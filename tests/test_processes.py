@@ -62,6 +62,7 @@ class Share:
     def __init__(self, folder: Path, processes: Processes, **changes: Any) -> None:
         model_changes = {key: changes.pop(key) for key in ("dropout", "tied", "overflow") if key in changes}
         self.folder, self.processes = folder, processes
+        self.recomputes = changes.pop("recomputes", False)
         self.settings = settings_of(**{"log_every_steps": 1} | changes)
         self.model = model_of(**model_changes)
         self.lines: list[str] = []
@@ -73,7 +74,9 @@ class Share:
         progress.lines = self.lines
         batches = batches_of(self.settings)
         scorer = replace(scorer_of(self.settings), processes=self.processes)
-        settings = RunParams(save_every_steps=2, save_every_seconds=None)
+        settings = RunParams(
+            save_every_steps=2, save_every_seconds=None, activation_checkpointing=self.recomputes
+        )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open_run(self.folder, {}, keep=2) if first else nullcontext(NoFolder()) as folder, progress:
             run = Run(folder, Rows() if first else Unlogged(), progress, stop, settings)

@@ -62,6 +62,11 @@ def repeated(folder: Path, processes: Processes) -> None:
     share.leave(share.go())
 
 
+def recomputed(folder: Path, processes: Processes) -> None:
+    share = Share(folder / "run", processes, dropout=0.1, recomputes=True, **ADAMW)
+    share.leave(share.go())
+
+
 def interrupted(folder: Path, processes: Processes) -> None:
     """Killed, then stopped by a signal to one of them, then left to end."""
     for stop in (StopAt(poll=15, killed=True), last_only(processes, 9), StopAt()):
@@ -89,7 +94,7 @@ def turned_back(folder: Path, processes: Processes) -> None:
 
 
 EXACT = (whole_runs, repeated, interrupted, continued)
-SCENARIOS = {"zero1": EXACT, "zero2": (*EXACT, skipped), "zero3": (*EXACT, skipped, turned_back)}
+SCENARIOS = {"zero1": EXACT, "zero2": (*EXACT, skipped), "zero3": (*EXACT, recomputed, skipped, turned_back)}
 
 
 def play(rank: int, folder: Path, port: int) -> None:
@@ -151,6 +156,11 @@ def test_a_run_twice_interrupted_ends_in_the_bytes_of_a_whole_one(played: Path, 
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert repr(state_in(broken)[0]) == repr(state_in(whole)[0])
     assert any(line.startswith("continuing after step") for line in state_in(broken)[1])
+
+
+def test_layers_that_are_computed_again_are_gathered_again(played: Path) -> None:
+    whole, again = (played / "zero3" / name / "run/last.safetensors" for name in ("repeated", "recomputed"))
+    assert again.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("stage", STAGES)
