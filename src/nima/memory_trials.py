@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nima.compilation import compile_layers
+from nima.compilation import choose_kernels, compile_layers
 from nima.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters
 from nima.evaluation.likelihood import token_losses
 from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_bytes
@@ -153,6 +153,7 @@ class WorstCase:
         init_parameters(self.model, work.settings.seed)
         self.model.to(work.device).train()
         self.model.recomputes = work.recomputes
+        choose_kernels(self.model, work.settings.kernels)
         if work.settings.compile:
             compile_layers(self.model)
         self.optimizer = Optimizer(self.model, rates_of(work.settings))
