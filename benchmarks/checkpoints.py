@@ -16,10 +16,10 @@ import torch
 
 from nima.checkpoint import Checkpoint, RunFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
-from nima.optimizer import Optimizer
+from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
+from nima.processes import ALONE
 from nima.tracking import StageLive
-from nima.training import rates_of, weights_of
 
 SHAPE = {"num_layers": 6, "width": 384, "num_heads": 6, "num_kv_heads": 6, "mlp": "swiglu", "mlp_width": 1024}
 VOCABULARY, BLOCK, ROWS = 4096, 256, 4
@@ -65,7 +65,7 @@ def stalls(folder: RunFolder, model: Decoder, optimizer: Optimizer) -> None:
     def window(step: int, *, saves: bool) -> float:
         started = time.perf_counter()
         if saves:
-            folder.begin_save(Checkpoint(step, weights_of(model), optimizer.tensors(), state))
+            folder.begin_save(Checkpoint(step, ALONE.weights(model), optimizer.tensors(), state))
             copies.append(time.perf_counter() - started)
         for _ in range(WINDOW_UPDATES):
             update(model, optimizer, ids)
@@ -77,7 +77,7 @@ def stalls(folder: RunFolder, model: Decoder, optimizer: Optimizer) -> None:
     cost = statistics.median(saving - plain for plain, saving in pairs)
     plain = statistics.median(pair[0] for pair in pairs)
     started = time.perf_counter()
-    folder.save(Checkpoint(99, weights_of(model), optimizer.tensors(), state))
+    folder.save(Checkpoint(99, ALONE.weights(model), optimizer.tensors(), state))
     whole = time.perf_counter() - started
     print("| what | figure |\n|---|---|")
     print(f"| {WINDOW_UPDATES} updates without a save, s | {plain:.2f} |")
@@ -92,7 +92,7 @@ def resuming(place: Path, model: Decoder, optimizer: Optimizer) -> None:
     print("\n| resuming at step | s |\n|---|---|")
     for step in STEPS:
         with open_run(place / str(step), {}, keep=2) as folder:
-            folder.save(Checkpoint(step, weights_of(model), optimizer.tensors(), state_of(step)))
+            folder.save(Checkpoint(step, ALONE.weights(model), optimizer.tensors(), state_of(step)))
         started = time.perf_counter()
         with open_run(place / str(step), {}, keep=2) as folder:
             again = model_of()

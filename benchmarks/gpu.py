@@ -97,7 +97,7 @@ class Check:
         return self.error <= self.limit
 
 
-def outcome(device: torch.device, precision: str, prepare: Callable[[Decoder], None]) -> dict[str, Tensor]:
+def outcome(device: torch.device, precision: str, prepare: Callable[[Decoder], object]) -> dict[str, Tensor]:
     """Loss, gradients, the weights after two updates, and logits from a cache: on the CPU, float32."""
     model = decoder(CHECKED)
     generator = torch.Generator().manual_seed(0)
@@ -129,12 +129,14 @@ def outcome(device: torch.device, precision: str, prepare: Callable[[Decoder], N
 def checks(device: torch.device, compiled: bool) -> Iterator[Check]:
     """The device against the CPU; in float32 it must agree to rounding, in bf16 to bf16's."""
     expected = outcome(torch.device("cpu"), "fp32", as_it_is)
-    kinds: list[tuple[str, str, Callable[[Decoder], None]]] = [
+    kinds: list[tuple[str, str, Callable[[Decoder], object]]] = [
         ("float32", "fp32", as_it_is),
         ("bf16", "bf16", as_it_is),
     ]
     if compiled:
         kinds.append(("bf16, compiled", "bf16", compile_here))
+    if device.type == "cuda" and find_spec("liger_kernel"):
+        kinds.append(("bf16, Liger", "bf16", with_liger))
     for name, precision, prepare in kinds:
         found = outcome(device, precision, prepare)
         for group, limits in LIMITS.items():
@@ -165,6 +167,11 @@ def as_it_is(model: nn.Module) -> None:
     """Neither compiled nor changed."""
 
 
+def with_liger(model: Decoder) -> Decoder:
+    model.kernels = "liger"
+    return model
+
+
 def compile_here(model: nn.Module) -> None:
     if isinstance(model, Decoder):
         compile_layers(model)
@@ -190,9 +197,11 @@ def contenders() -> list[Contender]:
     mean = lambda model, ids, targets: model.loss_sum(ids, targets) / targets.numel()  # noqa: E731
     muon = lambda model: Optimizer(model, Rates(optimizer="muon", **RATES))  # noqa: E731
     ours = Contender("Nima", decoder, mean, muon, deterministic=True)
+    liger = replace(ours, name="Nima, Liger", build=lambda shape: with_liger(decoder(shape)))
     found = [
         ours,
         replace(ours, name="Nima, AdamW", optimizer=adamw),
+        *([liger] if find_spec("liger_kernel") else []),
         Contender("nanoGPT-shaped", GPT, lambda model, ids, targets: model(ids, targets), adamw),
     ]
     if find_spec("transformers"):

@@ -35,6 +35,7 @@ from nima.checkpoint import open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.params import EarlyStoppingParams, RunParams, TrainingParams
+from nima.processes import ALONE
 from nima.progress import TrainingProgress
 from nima.signals import StopRequest
 from nima.tensors import write_tensors
@@ -214,7 +215,7 @@ def train(folder: Path, mode: str, executioner: Executioner) -> None:
         result = training.train(model, batches, scorer, settings, total_steps, run)
         live.finish({"best": result.state.best, "skipped_updates": result.state.skipped_updates})
         write_tensors(folder / "best.safetensors", result.best_weights)
-        write_tensors(folder / "last.safetensors", training.weights_of(model))
+        write_tensors(folder / "last.safetensors", ALONE.weights(model))
 
 
 def attempt(folder: Path, mode: str, point: Point | None) -> tuple[bool, Counter[str], float]:

@@ -21,7 +21,7 @@ from nima.checkpoint import RunFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.params import RunParams, TrainingParams
-from nima.processes import joined
+from nima.processes.joining import joined
 from nima.progress import TrainingProgress
 from nima.runtime import load
 from nima.signals import StopRequest

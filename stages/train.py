@@ -8,7 +8,7 @@ from nima.observation import observe
 from nima.outputs import rewritten
 from nima.params import Params
 from nima.params_file import stage_dependencies
-from nima.processes import joined, num_processes
+from nima.processes.joining import joined, num_processes
 from nima.runtime import Runtime, set_up_torch
 from nima.signals import StopRequest
 from nima.training import Run

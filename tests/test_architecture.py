@@ -67,7 +67,7 @@ LAYERS = (
         "pictures",
     ),
     ("evaluation", "generation", "samples", "inspection"),
-    ("memory", "steering", "objective", "training"),
+    ("memory", "steering", "objective", "run_state", "run_log", "resuming", "training"),
     (
         "model_card",
         "recipe",
@@ -180,6 +180,8 @@ OWNERS = {
     },
     "vl_convert": {"nima.provision"},
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
+    "deepspeed": {"nima.processes.zero"},
+    "liger_kernel": {"nima.fused"},
 }
 # These run on a machine that has only torch and numpy.
 BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "speed")
@@ -224,7 +226,7 @@ def test_each_heavy_package_has_its_owner(package: str) -> None:
 
 
 def test_what_runs_on_a_bare_gpu_machine_needs_only_torch_and_numpy() -> None:
-    extras = {"bitsandbytes"}  # imported only by who asks for it
+    extras = {"bitsandbytes", "liger_kernel"}  # imported only by who asks for it
     allowed = {"torch", "numpy", "nima"} | extras | sys.stdlib_module_names
     for part in BARE:
         waiting, seen = {f"nima.{part}"}, set()

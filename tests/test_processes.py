@@ -35,7 +35,8 @@ from nima.decoder import Decoder
 from nima.errors import Interrupted, NonFiniteError, UserError
 from nima.params import Params, RunParams
 from nima.params_file import load
-from nima.processes import ALONE, Processes, joined, num_processes
+from nima.processes import ALONE, Processes
+from nima.processes.joining import joined, num_processes
 from nima.progress import TrainingProgress
 from nima.runtime import Place, Runtime
 from nima.tensors import read_tensors, write_tensors
@@ -61,6 +62,7 @@ class Share:
     def __init__(self, folder: Path, processes: Processes, **changes: Any) -> None:
         model_changes = {key: changes.pop(key) for key in ("dropout", "tied", "overflow") if key in changes}
         self.folder, self.processes = folder, processes
+        self.recomputes = changes.pop("recomputes", False)
         self.settings = settings_of(**{"log_every_steps": 1} | changes)
         self.model = model_of(**model_changes)
         self.lines: list[str] = []
@@ -72,7 +74,9 @@ class Share:
         progress.lines = self.lines
         batches = batches_of(self.settings)
         scorer = replace(scorer_of(self.settings), processes=self.processes)
-        settings = RunParams(save_every_steps=2, save_every_seconds=None)
+        settings = RunParams(
+            save_every_steps=2, save_every_seconds=None, activation_checkpointing=self.recomputes
+        )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open_run(self.folder, {}, keep=2) if first else nullcontext(NoFolder()) as folder, progress:
             run = Run(folder, Rows() if first else Unlogged(), progress, stop, settings)
@@ -373,7 +377,8 @@ def test_one_process_is_not_wrapped_and_needs_no_package(tmp_path: Path) -> None
     attempt = Attempt(tmp_path / "run")
     with joined(replace(runtime_of(0, 1, "fsdp"), place=None), torch.device("cpu")) as processes:
         assert processes is ALONE
-        assert processes.share(attempt.model, Decoder.loss_sum).args == (attempt.model,)
+        loss_sum = processes.share(attempt.model, Decoder.loss_sum, attempt.settings)
+        assert loss_sum.args == (attempt.model,)
     assert bits(weights(attempt.model)) == bits(weights(model_of()))
 
 

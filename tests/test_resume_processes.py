@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import Project
 from test_resume import run_until_step, trained, untrained, wait_until_gone  # noqa: F401
 
@@ -27,8 +28,14 @@ def forget(project: Project) -> None:
     (project.path / "dvc.lock").write_text(lock[: lock.index("\n  train:\n") + 1])
 
 
-def test_two_processes_killed_and_stopped_end_in_the_bytes_of_a_whole_run(untrained: Project) -> None:  # noqa: F811
-    untrained.env["NIMA_PROCESSES"] = "2"
+@pytest.mark.parametrize(("sharding", "optimizer"), [("ddp", "muon"), ("zero3", "adamw")])
+def test_two_processes_killed_and_stopped_end_in_the_bytes_of_a_whole_run(
+    untrained: Project,  # noqa: F811
+    sharding: str,
+    optimizer: str,
+) -> None:
+    untrained.set_params({"training": {"optimizer": optimizer}})
+    untrained.env |= {"NIMA_PROCESSES": "2", "NIMA_SHARDING": sharding}
     whole = untrained.dvc("repro", "train")
     assert "with 2 processes of 1 threads each" in whole.stderr
     expected = trained(untrained)

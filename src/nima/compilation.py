@@ -1,4 +1,6 @@
-"""The network's layers translated by `torch.compile`. What comes out is kept where `set_up_torch` says.
+"""The network's layers translated by `torch.compile`, and kernels that others wrote for GPUs.
+
+What `torch.compile` makes is kept where `set_up_torch` says.
 
 All layers have one shape, so one of them is translated and serves all. Each shape of a micro-batch has a
 translation of its own: one for any size would depend on which sizes came first, and a resumed run meets
@@ -8,6 +10,7 @@ them in another order.
 import os
 import shutil
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,6 +29,13 @@ def compile_layers(model: Decoder) -> None:
     torch._dynamo.config.recompile_limit = MAX_SHAPES
     for layer in model.layers:
         layer.compile(dynamic=False)
+
+
+def choose_kernels(model: Decoder, kernels: str) -> None:
+    """Those of `liger` where the model is on a GPU, else torch's. Raises `UserError` without the package."""
+    model.kernels = kernels if next(model.parameters()).device.type == "cuda" else "torch"
+    if model.kernels == "liger" and find_spec("liger_kernel") is None:
+        raise UserError("training.kernels: liger needs the extra liger: pip install 'nima-lm[liger]'")
 
 
 def require_compiler(device: torch.device) -> None:

@@ -218,6 +218,10 @@ class Decoder(nn.Module):
         cos, sin = rotation_table(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        """Of all parameters, also when other processes hold them."""
+        self.kernels = "torch"
+        """Whose kernels compute the loss: torch's or liger's."""
         self.recomputes = False
         """Whether backward computes each layer again instead of keeping what is inside it."""
 
@@ -257,10 +261,11 @@ class Decoder(nn.Module):
     def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over the targets that are not `IGNORED`."""
         x_BTD = self.hidden(ids_BT, documents_BT=documents_BT)
-        return linear_cross_entropy(x_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
+        x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
+        return linear_cross_entropy(x_ND, self.head.weight, targets_N, self.kernels)
 
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(map(math.prod, self.shapes.values()))
 
 
 def recomputed(

@@ -68,9 +68,35 @@ def squared_relu_mlp(x_BTD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
     return F.linear(F.linear(x_BTD, up_FD.to(x_BTD.dtype)).relu().square(), down_DF.to(x_BTD.dtype))
 
 
-def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Summed cross-entropy (nats, float32 scalar) of `x @ weight.T` against the targets."""
-    return LinearCrossEntropy.apply(x_ND, weight_VD, targets_N)
+def linear_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kernels: str = "torch"
+) -> Tensor:
+    """Summed cross-entropy (nats, float32 scalar) of `x @ weight.T` against the targets.
+
+    With the kernels of `liger` (Hsu et al. 2024, https://arxiv.org/abs/2410.10989) logits stay in the dtype
+    of `x` and are read and written twice, where PyTorch's own operations go over them in float32 many times.
+    """
+    if kernels == "torch":
+        return LinearCrossEntropy.apply(x_ND, weight_VD, targets_N)
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+
+    no_bias = no_weights_of_classes = None
+    no_z_loss = no_smoothing = 0.0
+    loss: Tensor = Liger.apply(
+        x_ND,
+        weight_VD.to(x_ND.dtype),
+        targets_N,
+        no_bias,
+        no_weights_of_classes,
+        IGNORED,
+        no_z_loss,
+        no_smoothing,
+        "sum",
+        None,
+        False,
+        torch.float32,  # in which the weight's gradient is summed over the chunks
+    )[0]
+    return loss
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

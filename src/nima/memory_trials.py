@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 
-from nima.compilation import compile_layers
+from nima.compilation import choose_kernels, compile_layers
 from nima.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters
 from nima.evaluation.likelihood import token_losses
 from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_bytes
 from nima.memory import is_out_of_memory
-from nima.optimizer import Optimizer
+from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
 from nima.runtime import keep_freed_memory
 from nima.signals import end_with
-from nima.training import rates_of
 
 # Of the memory that is free when the trials begin: the rest is for what they don't see.
 USABLE_SHARE = {"cpu": 0.8, "cuda": 0.95}
@@ -154,6 +153,7 @@ class WorstCase:
         init_parameters(self.model, work.settings.seed)
         self.model.to(work.device).train()
         self.model.recomputes = work.recomputes
+        choose_kernels(self.model, work.settings.kernels)
         if work.settings.compile:
             compile_layers(self.model)
         self.optimizer = Optimizer(self.model, rates_of(work.settings))

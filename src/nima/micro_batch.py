@@ -68,7 +68,16 @@ def found(params: Params, runtime: Runtime, device: torch.device, count: int) ->
 def asked(params: Params, device: torch.device, vocab_size: int) -> dict[str, Any]:
     """What the memory of a micro-batch depends on. A processor's own amount does not count: a repetition on
     another one shall compute the same, and has `MicroBatch.fitting` if it can't."""
-    keys = ("block_tokens", "batch_tokens", "batching", "mask_documents", "precision", "optimizer", "compile")
+    keys = (
+        "block_tokens",
+        "batch_tokens",
+        "batching",
+        "mask_documents",
+        "precision",
+        "optimizer",
+        "compile",
+        "kernels",
+    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name,

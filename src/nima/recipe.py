@@ -14,7 +14,7 @@ from nima import pictures, pretrained, splits
 from nima.batches import TrainingBatches, steps_of, training_batches
 from nima.checkpoint import Mirror, NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
-from nima.compilation import compile_layers
+from nima.compilation import choose_kernels, compile_layers
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of, total
@@ -96,6 +96,7 @@ def assemble(
     begun_with = weights_sha256(origin) if origin else None
     counts = text.totals(parts["train"])
     model.to(device)
+    choose_kernels(model, settings.kernels)
     if settings.compile:
         compile_layers(model)
     return Recipe(model, words, batches, scorer, total_steps, counts, begun_with)

@@ -5,7 +5,7 @@ Settings come from the environment, or from a git-ignored `.env` in the project'
 NIMA_DEVICE     cpu, cuda or auto (default)
 NIMA_THREADS    threads for arithmetic, in each process (default: this process's share of the physical cores)
 NIMA_PROCESSES  processes that train, or auto (default): one for each GPU, one on a CPU
-NIMA_SHARDING   ddp (default): each holds the model; fsdp: each holds a part of it
+NIMA_SHARDING   ddp (default): each holds the model; fsdp, or zero1, zero2, zero3: each holds a part of it
 NIMA_LAUNCHER   a command line that starts the training processes, on many machines: `torchrun --nnodes ...`
 NIMA_WORKERS    processes that read and tokenize text (default: the cores this process may use)
 NIMA_ENGINE     local (default), or ray: reading and tokenizing run on the cluster that RAY_ADDRESS names
@@ -169,7 +169,7 @@ def load(root: Path) -> Runtime:
         telling=telling_of(settings, workspace),
         mirror=settings.get("NIMA_MIRROR"),
         processes=None if settings.get("NIMA_PROCESSES") == "auto" else count("NIMA_PROCESSES", settings),
-        sharding=one_of("NIMA_SHARDING", settings, ("ddp", "fsdp")),
+        sharding=one_of("NIMA_SHARDING", settings, ("ddp", "fsdp", "zero1", "zero2", "zero3")),
         launcher=tuple(shlex.split(settings.get("NIMA_LAUNCHER", ""))),
         place=place,
     )

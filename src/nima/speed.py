@@ -1,5 +1,6 @@
 """How fast a training is against what its machine could do."""
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def flops_per_token(model: Decoder, block_tokens: int) -> int:
     table counts where it serves as the head.
     """
     config = model.config
-    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
+    matrices = sum(math.prod(shape) for shape in model.shapes.values() if len(shape) == 2)
     looked_up = 0 if config.tie_embeddings else config.vocab_size * config.width
     attention = 12 * config.num_layers * config.num_heads * config.head_width * block_tokens
     return 6 * (matrices - looked_up) + attention

@@ -1,81 +1,33 @@
 """The loop, read from top to bottom: evaluate → save → stop? → update → log.
 
 Step N means that N updates are done. Everything a step needs follows from (params, data, N) and from the
-state below, so a run that was killed at any point continues to the very bytes of one that never was.
+run's `State`, so a run that was killed at any point continues to the very bytes of one that never was.
 """
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nima.batches import Batch, TrainingBatches
-from nima.checkpoint import Checkpoint, NoFolder, RunFolder
 from nima.decoder import Decoder, autocast
 from nima.errors import NonFiniteError
-from nima.evaluation.likelihood import Likelihood, Scorer, total
+from nima.evaluation.likelihood import Scorer, total
 from nima.memory import MicroBatch
-from nima.metrics import Row
 from nima.objective import objective_of
-from nima.optimizer import Optimizer, Rates
-from nima.params import RunParams, TrainingParams
+from nima.optimizer import Optimizer, rates_of
+from nima.params import TrainingParams
 from nima.processes import ALONE, Processes
-from nima.progress import TrainingProgress
-from nima.signals import StopRequest
+from nima.resuming import Resumable, save_due
+from nima.run_log import log_training, log_validation, say_what_begins, validation_at
+from nima.run_state import Result, Run, State
 from nima.steering import Steering
-from nima.stopping import improves
 from nima.targets import IGNORED
-from nima.tracking import StageLive, Unlogged
 
 # Beyond any number of steps: each process draws its own dropout, the first what a single one draws.
 SEED_DISTANCE = 1_000_003 * 1_000_003
-
-
-@dataclass
-class State:
-    """All that changes during a run beside weights and optimizer; saved as JSON."""
-
-    step: int = 0
-    validated_step: int = 0
-    rows: list[Row] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    steering: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-    skipped_updates: int = 0
-    non_finite_updates: int = 0
-    threads: int = 0
-    processes: int = 1
-    halvings: list[dict[str, Any]] = field(default_factory=list)
-    # Sums since the last logged row.
-    nats: float = 0.0
-    tokens: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a run keeps its progress, shows it, and hears that it should stop."""
-
-    folder: RunFolder | NoFolder
-    live: StageLive | Unlogged
-    progress: TrainingProgress
-    stop: StopRequest
-    settings: RunParams
-
-
-@dataclass(frozen=True)
-class Result:
-    state: State
-    best_weights: dict[str, Tensor]
-    last_weights: dict[str, Tensor]
-    stopped_early: bool
-    seconds: float
-    first_step: int
 
 
 def train(
@@ -96,12 +48,12 @@ def train(
     """
     device = next(model.parameters()).device
     objective, steering = objective_of(settings), Steering(settings, total_steps)
-    loss_sum = processes.share(model, objective)
-    optimizer = Optimizer(model, rates_of(settings), processes.spread)
+    loss_sum = processes.share(model, objective, settings)
+    optimizer = processes.divided(Optimizer(model, rates_of(settings), processes.spread))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    state = restore(run, model, optimizer, scaler, steering, processes)
-    state.threads, state.processes = torch.get_num_threads(), processes.count
-    first_step, started, saved = state.step, time.perf_counter(), time.perf_counter()
+    resumable = Resumable(run, model, optimizer, scaler, steering, processes)
+    state = resumable.restore()
+    first_step, started = state.step, time.perf_counter()
     say_what_begins(run, model, batches, state, settings, total_steps)
     run.progress.start_at(state.step)
     micro_batch = MicroBatch(
@@ -110,23 +62,10 @@ def train(
     model.recomputes = run.settings.activation_checkpointing
     model.train()
 
-    def save() -> None:
-        nonlocal saved
-        state.steering, state.scaler = steering.state(), scaler.state_dict()
-        with optimizer.weights("trained"):
-            weights, moments = processes.whole(weights_of(model)), processes.whole(optimizer.tensors())
-            run.folder.begin_save(Checkpoint(state.step, weights, moments, vars(state), validation_at(state)))
-        saved = time.perf_counter()
-
-    def save_for_good() -> None:
-        save()
-        run.folder.wait()
-        processes.wait()
-
     def poll() -> None:
         run.folder.check()
         if processes.any(bool(run.stop)):
-            save_for_good()
+            resumable.save_for_good()
             run.stop.saved(f"the state after step {state.step}")
 
     def add_gradients(batch: Batch, num_trained: int, max_tokens: int) -> Tensor:
@@ -139,7 +78,7 @@ def train(
             poll()
             processes.sum_gradients(now=number == len(parts))
             ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
-            with objective.blamed(save if processes.has_all else lambda: None):
+            with objective.blamed(resumable.save if processes.has_all else lambda: None):
                 with autocast(device, settings.precision):
                     loss = loss_sum(ids, targets, documents)
                 # The sum over the global batch's tokens divided by their number: no mean of means.
@@ -155,20 +94,16 @@ def train(
             with optimizer.weights("averaged"):
                 by_source = micro_batch.fitting(state.step, partial(scorer, model, poll))
                 metrics = total(by_source).metrics()
-                value = metrics[settings.best_metric]
-                if improves(settings.best_metric, value, state.best["value"] if state.best else None):
-                    kept = best_tensors(model, optimizer, can_recover=steering.recoveries_left > 0)
-                    state.best = run.folder.save_best(state.step, processes.whole(kept))
-                    state.best |= {"step": state.step, "value": value}
+                resumable.keep_if_best(settings.best_metric, metrics[settings.best_metric])
             log_validation(run, state, metrics, by_source)
             steering.validated(by_source)
             state.validated_step = state.step
 
         # Save
         done = last or steering.stops
-        due = save_due(state.step, saved, run.settings, batches.epochs)
+        due = save_due(state.step, resumable.saved, run.settings, batches.epochs)
         if done or processes.from_first(due or run.folder.wants(state.step, validation_at(state))):
-            save()
+            resumable.save()
 
         # Stop?
         if done:
@@ -177,7 +112,7 @@ def train(
             optimizer.hold("averaged")
             break
         if steering.recovers:
-            go_back(run, state, model, optimizer, steering, processes)
+            resumable.go_back()
 
         # Update
         factor = steering.lr_factor(state.step)
@@ -185,22 +120,20 @@ def train(
         batch = batches.batch(state.step, processes.rank, processes.count)
         [num_trained] = processes.sums(batch.num_trained_tokens)
         nats_sum = micro_batch.fitting(state.step, partial(add_gradients, batch, num_trained))
-        for inner in optimizer.optimizers:
-            scaler.unscale_(inner)
+        optimizer.unscale(scaler)
         processes.agree_on_overflow(scaler)
         num_bytes = int(scorer.token_bytes[batch.targets[batch.targets != IGNORED]].sum())
         nats, num_tokens, num_bytes = processes.sums(float(nats_sum), batch.num_tokens, num_bytes)
         norm = processes.clip(model, settings.max_grad_norm or math.inf)
         if math.isfinite(nats) and math.isfinite(norm):
-            for inner in optimizer.optimizers:
-                scaler.step(inner)
+            optimizer.step(scaler)
             steering.finite()
         elif settings.precision == "fp16" and math.isfinite(nats) and scaler.get_scale() > 1:
             state.skipped_updates += 1  # the loss scale was too large: it halves, and the next batch goes on
         else:
             problem = non_finite(nats, norm, batches, state.step)
             if not steering.survives_non_finite():
-                save_for_good()
+                resumable.save_for_good()
                 raise problem
             run.progress.say(f"{problem}. The run goes on without this update")
             state.skipped_updates += 1
@@ -210,16 +143,12 @@ def train(
         steering.updated(norm)
 
         # Log
-        if math.isfinite(nats):
-            state.nats += nats
-            state.tokens += num_trained
-            state.bytes += num_bytes if objective.is_cross_entropy else 0
-        run.progress.step(state.step, nats / max(1, num_trained), bits_per_byte(state), num_tokens)
+        state.add(nats, num_trained, num_bytes if objective.is_cross_entropy else 0)
+        run.progress.step(state.step, nats / max(1, num_trained), state.bits_per_byte, num_tokens)
         if state.step % settings.log_every_steps == 0 or state.step == total_steps:
-            log(run, state, training_row(state, settings.lr * factor, norm))
-            state.nats, state.tokens, state.bytes = 0.0, 0, 0
+            log_training(run, state, settings.lr * factor, norm)
 
-    weights = processes.whole(weights_of(model))
+    weights = processes.weights(model)
     best = run.folder.load_best(state.best) if state.best and processes.is_first else weights
     return Result(
         state=state,
@@ -231,55 +160,8 @@ def train(
     )
 
 
-def restore(
-    run: Run,
-    model: Decoder,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    steering: Steering,
-    processes: Processes,
-) -> State:
-    """Continue from the newest whole checkpoint, its history replayed into a fresh log; else begin."""
-    checkpoint = run.folder.load_newest(warn=run.progress.say) or Checkpoint(0, {}, {}, {})
-    saved = processes.from_first(checkpoint.state)
-    if not saved:
-        return State()
-    state = State(**saved)
-    set_weights(model, processes.parts_of(checkpoint.model, model))
-    optimizer.load_tensors(processes.parts_of(checkpoint.optimizer, model))
-    steering.load_state(state.steering)
-    if scaler.is_enabled():
-        scaler.load_state_dict(state.scaler)
-    run.live.replay(state.rows)
-    run.progress.say(f"continuing after step {state.step}, from {run.folder.step_path(state.step)}")
-    now = State(threads=torch.get_num_threads(), processes=processes.count)
-    if workforce(state) != workforce(now):
-        run.progress.say(
-            f"begun with {workforce(state)}, continued with {workforce(now)}: the data keeps its order, but "
-            "sums are taken in another, so the result will equal an uninterrupted run's only to rounding"
-        )
-    return state
-
-
-def workforce(state: State) -> str:
-    threads = f"{state.threads} threads"
-    return threads if state.processes == 1 else f"{state.processes} processes of {threads} each"
-
-
-def say_what_begins(
-    run: Run,
-    model: Decoder,
-    batches: TrainingBatches,
-    state: State,
-    settings: TrainingParams,
-    total_steps: int,
-) -> None:
-    device = next(model.parameters()).device
-    run.progress.say(
-        f"{model.num_parameters():,} parameters on {device.type} with {workforce(state)}, "
-        f"{total_steps} updates of {settings.batch_tokens} tokens, an epoch has {batches.order.num_tokens}, "
-        f"{batches.packing_efficiency:.1%} of slots are filled"
-    )
+def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
+    return state.step > state.validated_step and (last or state.step % settings.validate_every_steps == 0)
 
 
 def on_device(
@@ -288,123 +170,6 @@ def on_device(
     """Ids, targets and, to cut attention by, documents, each (rows, slots)."""
     ids, targets = torch.from_numpy(part.ids).to(device), torch.from_numpy(part.targets).to(device)
     return ids, targets, torch.from_numpy(part.documents).to(device) if mask_documents else None
-
-
-def weights_of(model: Decoder) -> dict[str, Tensor]:
-    """The parameters by name; the embedding and a head that is tied to it are one."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def set_weights(model: Decoder, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def best_tensors(model: Decoder, optimizer: Optimizer, *, can_recover: bool) -> dict[str, Tensor]:
-    """The weights that were judged; for a run that may go back to them also what training went on from."""
-    if not can_recover:
-        return weights_of(model)
-    trained = {f"trained/{name}": tensor for name, tensor in optimizer.trained_weights().items()}
-    return weights_of(model) | trained | {f"optimizer/{key}": t for key, t in optimizer.tensors().items()}
-
-
-def go_back(
-    run: Run,
-    state: State,
-    model: Decoder,
-    optimizer: Optimizer,
-    steering: Steering,
-    processes: Processes,
-) -> None:
-    """Put back the best weights and go on from them, at a lower rate, with the next data.
-
-    The steps count on and no batch is met again, as with a loss spike of PaLM (Chowdhery et al. 2022,
-    section 5.1, https://arxiv.org/abs/2204.02311). Before the first validation the weights stay.
-    """
-    why, target = steering.why, "no weights yet that were validated"
-    if state.best:
-        tensors = processes.parts_of(run.folder.load_best(state.best), model)
-        set_weights(
-            model, {name: tensors.get(f"trained/{name}", tensors[name]) for name in weights_of(model)}
-        )
-        kept = {
-            key.removeprefix("optimizer/"): t for key, t in tensors.items() if key.startswith("optimizer/")
-        }
-        optimizer.load_tensors(kept)
-        target = f"back to the weights of step {state.best['step']}"
-    steering.recovered()
-    run.progress.say(
-        f"after step {state.step}: {why}; {target}; the rate is multiplied by {steering.lr_ratio:g}, "
-        f"recovery {steering.recoveries} of {steering.settings.recovery.max_recoveries}"
-    )
-
-
-def training_row(state: State, lr: float, norm: float) -> Row:
-    """What was learnt since the row before; figures that no finite update stands behind are left out."""
-    row: Row = {"step": state.step}
-    if state.tokens:
-        row |= {"train/loss": state.nats / state.tokens}
-    if state.bytes:
-        row |= {"train/bits_per_byte": bits_per_byte(state)}
-    row |= {"train/lr": lr}
-    return row | ({"train/gradient_norm": norm} if math.isfinite(norm) else {})
-
-
-def rates_of(settings: TrainingParams) -> Rates:
-    names = Rates.__dataclass_fields__
-    return Rates(**{name: getattr(settings, name) for name in names})
-
-
-def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
-    return state.step > state.validated_step and (last or state.step % settings.validate_every_steps == 0)
-
-
-def validation_row(step: int, metrics: dict[str, float], by_source: dict[str, Likelihood]) -> Row:
-    """The figures in total, and each source's where there are several."""
-    row = {"step": step} | {f"validation/{key}": value for key, value in metrics.items()}
-    for source, part in by_source.items() if len(by_source) > 1 else ():
-        figures = part.metrics()
-        row |= {f"validation/sources/{source}/{key}": figures[key] for key in ("loss", "bits_per_byte")}
-    return row
-
-
-def validation_at(state: State) -> Row:
-    """The metrics of the validation at this very step, if there was one."""
-    row = next((row for row in reversed(state.rows[-8:]) if "validation/loss" in row), {"step": None})
-    if row["step"] != state.step:
-        return {}
-    return {key.removeprefix("validation/"): value for key, value in row.items() if key != "step"}
-
-
-def save_due(step: int, saved: float, settings: RunParams, epochs: Callable[[int], float]) -> bool:
-    by_steps = settings.save_every_steps is not None and step > 0 and step % settings.save_every_steps == 0
-    every = settings.save_every_epochs
-    by_epochs = every is not None and step > 0 and epochs(step) // every > epochs(step - 1) // every
-    by_time = (
-        settings.save_every_seconds is not None and time.perf_counter() - saved >= settings.save_every_seconds
-    )
-    return by_steps or by_epochs or by_time
-
-
-def log(run: Run, state: State, row: Row) -> None:
-    state.rows.append(row)
-    run.live.log_row(row)
-    run.progress.row(row)
-
-
-def log_validation(
-    run: Run, state: State, metrics: dict[str, float], by_source: dict[str, Likelihood]
-) -> None:
-    log(run, state, validation_row(state.step, metrics, by_source))
-    run.progress.say(
-        f"step {state.step}: validation loss {metrics['loss']:.4f}, "
-        f"{metrics['bits_per_byte']:.4f} bits per byte"
-    )
-
-
-def bits_per_byte(state: State) -> float:
-    return state.nats / math.log(2) / state.bytes if state.bytes else math.nan
 
 
 def non_finite(nats: float, norm: float, batches: TrainingBatches, step: int) -> NonFiniteError:

@@ -27,6 +27,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "orthogonalised",
     "parameter_groups",
+    "rates_of",
 ]
 
 EPSILON = 1e-10
@@ -48,6 +49,11 @@ class Rates:
     beta2: float
     momentum: float
     nesterov: bool = True
+
+
+def rates_of(settings: Any) -> Rates:
+    """Those that params name in their section `training`."""
+    return Rates(**{name: getattr(settings, name) for name in Rates.__dataclass_fields__})
 
 
 class Optimizer:
@@ -78,21 +84,29 @@ class Optimizer:
         if muon:
             matrices = [parameters[name] for name in names["matrices"]]
             self.optimizers.append(Muon(matrices, rates.lr, rates.momentum, rates.weight_decay, spread))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"]
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in self.groups:
+            group["peak_lr"] = group["lr"]
         self.held: Weights = "trained"
         self.set_aside: dict[Tensor, Tensor] = {}
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its peak."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+        for group in self.groups:
+            group["lr"] = group["peak_lr"] * factor
 
-    def step(self) -> None:
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Divide the gradients by the factor that the loss was multiplied by."""
         for optimizer in self.optimizers:
-            optimizer.step()
+            scaler.unscale_(optimizer)
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """One update; with a scaler, only of what it found finite."""
+        for optimizer in self.optimizers:
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:

@@ -36,6 +36,7 @@ class TrainingParams(Section):
     micro_batch_tokens: WholeOrAuto
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     compile: bool = False
+    kernels: Literal["torch", "liger"] = "torch"
     loss: Function | None = None
     step: Function | None = None
     optimizer: Literal["muon", "adamw", "adam", "sgd", "adamw_scale", "adamw_8bit", "schedule_free"] = "muon"

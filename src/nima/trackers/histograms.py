@@ -27,7 +27,7 @@ def named_histograms(model: nn.Module) -> Iterator[tuple[str, Histogram]]:
 
 def finite_values(tensor: Tensor) -> NDArray[np.float32]:
     flat = tensor.detach().flatten()
-    values = flat[:: -(-flat.numel() // MAX_VALUES)].float().cpu().numpy()
+    values = flat[:: max(1, -(-flat.numel() // MAX_VALUES))].float().cpu().numpy()
     return values[np.isfinite(values)]
 
 
