@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 AHEAD_PER_WORKER = 2
 """Parts that are under way or waiting for their turn, for each worker: bounds memory, hides uneven parts."""
 ANSWER_SECONDS = 10
+COLLECTED_OBJECTS = 50_000
+"""After so many new ones a worker looks for garbage."""
 MAX_DEATHS = 3
 """How often a part may lose its worker."""
 
@@ -171,7 +173,9 @@ def start_worker(parent: int, environment: dict[str, str]) -> None:
     """
     os.environ.clear()
     os.environ.update(environment)
-    gc.freeze()  # what is imported stays: the collector need not walk through it again and again
+    # What is imported stays, and documents hold no cycles: the collector need not walk through them so often.
+    gc.freeze()
+    gc.set_threshold(COLLECTED_OBJECTS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
 
