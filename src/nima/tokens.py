@@ -31,6 +31,9 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIQQQ24x")
 TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 OFFSET = np.dtype("<u8")
+PLACE = np.dtype("<i8")
+"""An offset as it is read: one that no file can have is negative."""
+CHECKED_AT_ONCE = 65_536
 
 DOCUMENTS_FILE = "documents.parquet"
 DOCUMENTS_SCHEMA = pa.schema(
@@ -71,9 +74,8 @@ class TokenShard:
             content[end - size : end] for end, size in zip(ends, sizes, strict=True)
         )
         self.tokens = tokens.view(self.dtype)[: self.num_tokens]
-        self.offsets = offsets.view(OFFSET).astype(np.int64)
-        self.span_offsets = span_offsets.view(OFFSET).astype(np.int64)
-        self._spans = spans.view(OFFSET).reshape(-1, 2)
+        self.offsets, self.span_offsets = offsets.view(PLACE), span_offsets.view(PLACE)
+        self._spans = spans.view(PLACE).reshape(-1, 2)
         self.check("document offsets", self.offsets, self.num_tokens)
         self.check("span offsets", self.span_offsets, num_spans)
         self.check_spans()
@@ -84,10 +86,16 @@ class TokenShard:
 
     def check_spans(self) -> None:
         """Spans lie one behind the other inside their documents."""
-        spans = self._spans.astype(np.int64)
-        lengths = np.repeat(np.diff(self.offsets), np.diff(self.span_offsets))
+        for start in range(0, self.num_documents, CHECKED_AT_ONCE):
+            self.check_spans_of(start, min(start + CHECKED_AT_ONCE, self.num_documents))
+
+    def check_spans_of(self, start: int, stop: int) -> None:
+        """Those of documents [start, stop)."""
+        edges = self.span_offsets[start : stop + 1]
+        spans, counts = self._spans[edges[0] : edges[-1]], np.diff(edges)
+        lengths = np.repeat(np.diff(self.offsets[start : stop + 1]), counts)
         first = np.zeros(len(spans), dtype=bool)
-        first[self.span_offsets[:-1][np.diff(self.span_offsets) > 0]] = True
+        first[(edges[:-1] - edges[0])[counts > 0]] = True
         before = np.where(first, 0, np.roll(spans[:, 1], 1))
         if (
             (spans[:, 0] < before).any()
@@ -100,7 +108,7 @@ class TokenShard:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def spans(self, index: int) -> np.ndarray:
-        return self._spans[self.span_offsets[index] : self.span_offsets[index + 1]].astype(np.int64)
+        return self._spans[self.span_offsets[index] : self.span_offsets[index + 1]]
 
 
 def broken(path: Path, found: str) -> UserError:
