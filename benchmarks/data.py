@@ -1,7 +1,7 @@
 """The data front end against the Hugging Face path, and its memory on a corpus ten times as large.
 
     python -m benchmarks.data            # JSONL to training batches: Nima and `datasets`, taking turns
-    python -m benchmarks.data memory     # 0.5 GB and 5 GB: peak memory of prepare and tokenize, all processes
+    python -m benchmarks.data memory     # 0.5 GB and 5 GB: peak memory of each part, all processes together
 
 The text is the AWS CLI's documentation, copied until it is long enough; each copy numbers its documents, so
 that none is a duplicate. Both sides read JSONL, tokenize with the same vocabulary on two processes and make
@@ -29,6 +29,7 @@ CORPUS_BYTES = 64_000_000
 BLOCK_TOKENS = 256
 VOCAB_SIZE = 16_384
 MEMORY_BYTES = (500_000_000, 5_000_000_000)
+PARTS = ("prepare", "tokenize", "split", "plan")
 
 
 def texts() -> list[str]:
@@ -65,6 +66,8 @@ from nima.tokens import Tokens
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    begin = (folder / "part").write_text
+    begin("prepare")
     source = {"name": "corpus", "path": str(folder / "corpus.jsonl")}
     settings = PrepareParams.model_validate({"sources": [source], "quality": {"min_chars": 40}})
     scratch = folder / "scratch"
@@ -75,6 +78,7 @@ if __name__ == "__main__":
                 settings, folder=scratch / "prepare", packages=folder, downloads=folder, code=""
             )
             collection.write(hands, kept, refused)
+        begin("tokenize")
         tokenizer = Tokenizer.load(folder / "tokenizer")
         (scratch / "tokenize").mkdir(exist_ok=True)
         with TokenWriter(folder / "tokens", tokenizer.vocab_size, 500_000_000) as writer:
@@ -86,8 +90,10 @@ if __name__ == "__main__":
                 hands,
                 writer,
             )
+    begin("split")
     tokens = Tokens.open(folder / "tokens")
     parts = splits.assign(tokens.groups, 0, (0.9, 0.05, 0.05))
+    begin("plan")
     plan = batches.training_batches(
         tokens,
         parts["train"],
@@ -183,24 +189,28 @@ def resident_bytes(process: psutil.Process) -> int:
     return total
 
 
-def peak_of(folder: Path) -> tuple[int, float]:
-    """Peak bytes and seconds of Nima's path."""
-    started, highest = time.perf_counter(), 0
+def peaks_of(folder: Path) -> tuple[dict[str, int], float]:
+    """Peak bytes of each part of Nima's path, and its seconds."""
+    started, peaks = time.perf_counter(), dict.fromkeys(PARTS, 0)
+    (folder / "part").write_text(PARTS[0])
     with started_path(NIMA, folder) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
+            part = (folder / "part").read_text() or PARTS[0]
             with contextlib.suppress(psutil.Error):
-                highest = max(highest, resident_bytes(watched))
+                peaks[part] = max(peaks[part], resident_bytes(watched))
             time.sleep(0.2)
-    return highest, time.perf_counter() - started
+    assert process.returncode == 0
+    return peaks, time.perf_counter() - started
 
 
 def memory(folder: Path) -> None:
-    print("| corpus, MB | peak, MB | s |\n|---|---|---|")
+    print(f"| corpus, MB | {', MB | '.join(PARTS)}, MB | s |\n|---|---|---|---|---|---|", flush=True)
     for num_bytes in MEMORY_BYTES:
         corpus(folder / "corpus.jsonl", num_bytes)
-        peak, seconds = peak_of(folder)
-        print(f"| {num_bytes / 1e6:.0f} | {peak / 1e6:.0f} | {seconds:.0f} |", flush=True)
+        peaks, seconds = peaks_of(folder)
+        found = " | ".join(f"{peak / 1e6:.0f}" for peak in peaks.values())
+        print(f"| {num_bytes / 1e6:.0f} | {found} | {seconds:.0f} |", flush=True)
 
 
 def main() -> None:

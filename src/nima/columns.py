@@ -5,6 +5,7 @@ import of 0.4 s in each process.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +13,30 @@ import pyarrow as pa
 
 def column(values: Sequence[str | bytes | int | None], kind: pa.DataType) -> pa.Array:
     """A column of strings, of binaries of any or of fixed width, or of numbers."""
-    if all(value is None for value in values):
+    if values.count(None) == len(values):
         return pa.nulls(len(values), kind)
     if not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)):
         return numbers(np.array(values, kind.to_pandas_dtype()))
+    if pa.types.is_string(kind) and (texts := ascii_texts(values)) is not None:
+        return texts
     nothing = bytes(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else b""
     contents = [nothing if value is None else encoded(value) for value in values]
     buffers = [validity(values), pa.py_buffer(b"".join(contents))]
     if not nothing:
         buffers.insert(1, pa.py_buffer(offsets_of(contents, np.int32)))
     return pa.Array.from_buffers(kind, len(values), buffers)
+
+
+def ascii_texts(values: Sequence[Any]) -> pa.Array | None:
+    """A column of strings, encoded all at once; None if some are missing or hold other characters."""
+    try:
+        text = "".join(values)
+    except TypeError:
+        return None
+    if not text.isascii():
+        return None
+    buffers = [None, pa.py_buffer(offsets_of(values, np.int32)), pa.py_buffer(text.encode())]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 def numbers(values: np.ndarray) -> pa.Array:
@@ -47,7 +62,7 @@ def array_of(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def structs(values: Sequence[Sequence[Sequence[str]] | None], kind: pa.DataType) -> pa.Array:
     """A column of lists, each of structs whose fields are texts."""
-    if all(value is None for value in values):
+    if values.count(None) == len(values):
         return pa.nulls(len(values), kind)
     rows = [row for value in values for row in value or ()]
     fields = [kind.value_type.field(number) for number in range(kind.value_type.num_fields)]

@@ -7,21 +7,24 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from nima.columns import numbers
 from nima.conversation import Dropped
 from nima.conversation.documents import tokenized
+from nima.conversation.pieces import Layout
 from nima.conversation.templates import ChatTemplate
-from nima.corpus.document import Stretch, stretches
+from nima.corpus.document import Stretch, documents_in, stretches
 from nima.errors import UserError
 from nima.outputs import writing_to
 from nima.parallel import Workers
 from nima.params import TokenizeParams
-from nima.token_writer import TOKENIZED_SCHEMA, TokenWriter, tokenized_table
+from nima.token_writer import TOKENIZED_SCHEMA, TokenWriter, lists, tokenized_table
 from nima.tokenizer import Tokenizer
 
 STRETCH_BYTES = 4_000_000
-BATCH_DOCUMENTS = 1024
 
 
 def write_tokens(
@@ -77,20 +80,32 @@ def encoded(stretch: Stretch, tokenizer: Path, settings: TokenizeParams, rules: 
 def tables(
     stretch: Stretch, parts: tuple[Tokenizer, ChatTemplate], settings: TokenizeParams, dropped: list[Dropped]
 ) -> Iterator[pa.Table]:
-    waiting = []
-    for document in tokenized(stretch.documents(), *parts, settings):
-        if isinstance(document, Dropped):
-            dropped.append(document)
-        else:
-            waiting.append(document)
-        if len(waiting) == BATCH_DOCUMENTS:
-            yield tokenized_table(waiting)
-            waiting = []
-    yield tokenized_table(waiting)
+    for batch in stretch.batches():
+        if settings.max_total_tokens is None and batch["messages"].null_count == len(batch):
+            yield plain_table(batch, *parts)
+            continue
+        found = list(tokenized(documents_in([batch]), *parts, settings))
+        dropped += [document for document in found if isinstance(document, Dropped)]
+        yield tokenized_table([document for document in found if not isinstance(document, Dropped)])
+
+
+def plain_table(batch: pa.RecordBatch, tokenizer: Tokenizer, template: ChatTemplate) -> pa.Table:
+    """Documents without conversations and budgets, column by column: each whole, and all of it trained."""
+    end = np.array([tokenizer.special_ids[template.eos_token]], np.uint32)
+    found = tokenizer.encode_many(batch["text"].to_pylist())
+    nothing, lengths = np.zeros(len(batch), np.int64), np.array([len(ids) + 1 for ids in found], np.int64)
+    columns = {name: batch[name] for name in ("id", "source", "group", "split", "weight")}
+    columns["num_bytes"] = pc.binary_length(batch["text"]).cast(pa.int64())
+    columns["cut_tokens"] = numbers(nothing)
+    columns["tokens"] = lists(np.concatenate([part for ids in found for part in (ids, end)]), lengths)
+    columns["spans"] = lists(np.stack([nothing, lengths], axis=1).reshape(-1), nothing + 2)
+    return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
 
 
 @lru_cache(maxsize=1)
 def loaded(tokenizer: Path, rules: str) -> tuple[Tokenizer, ChatTemplate]:  # noqa: ARG001 - part of the cache's key
     """What a worker needs for all its stretches."""
     found = Tokenizer.load(tokenizer)
-    return found, ChatTemplate.of(found)
+    template = ChatTemplate.of(found)
+    Layout(template, found.special_ids, "all")  # says what the template lacks, also where no text needs it
+    return found, template

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +36,8 @@ Result = TypeVar("Result")
 AHEAD_PER_WORKER = 2
 """Parts that are under way or waiting for their turn, for each worker: bounds memory, hides uneven parts."""
 ANSWER_SECONDS = 10
+COLLECTED_OBJECTS = 50_000
+"""After so many new ones a worker looks for garbage."""
 MAX_DEATHS = 3
 """How often a part may lose its worker."""
 
@@ -116,9 +121,9 @@ class InProcesses:
 
     def submit(self, function: Callable[[Part], Result], part: Part) -> "Future[Result]":
         if self.pool is None:
-            # A fresh interpreter for each: a fork would copy locks of threads that don't exist in it.
-            spawn = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.num_workers, spawn, start_worker, (os.getpid(),))
+            self.pool = ProcessPoolExecutor(
+                self.num_workers, forking_server(), start_worker, (os.getpid(), dict(os.environ))
+            )
         try:
             return self.pool.submit(function, part)
         except BrokenProcessPool as error:
@@ -138,9 +143,39 @@ class InProcesses:
         self.pool = None
 
 
-def start_worker(parent: int) -> None:
-    """Ctrl-C is the parent's to handle, and a worker ends with it."""
-    gc.freeze()  # what is imported stays: the collector need not walk through it again and again
+def forking_server() -> BaseContext:
+    """Workers are forked by a process that imports Nima once and never has threads.
+
+    A fork of this process would copy locks of threads that don't exist in it, and a fresh interpreter for
+    each worker would import everything anew.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(sorted(name for name in sys.modules if name.partition(".")[0] == "nima"))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = source_path()  # the server doesn't know where this process looks for modules
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    return context
+
+
+def source_path() -> str:
+    """PYTHONPATH with which another process imports this very code."""
+    source = Path(__file__).resolve().parent.parent
+    return os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def start_worker(parent: int, environment: dict[str, str]) -> None:
+    """Ctrl-C is the parent's to handle, and a worker ends with it.
+
+    `environment`: the parent's own one; the server may be older than a change of it.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    # What is imported stays, and documents hold no cycles: the collector need not walk through them so often.
+    gc.freeze()
+    gc.set_threshold(COLLECTED_OBJECTS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
 
@@ -207,15 +242,12 @@ def on_ray() -> Iterator[Workers]:
         import ray
     except ImportError:
         raise UserError("NIMA_ENGINE=ray needs the extra ray: pip install 'nima-lm[ray]'") from None
-    # Workers import this very code.
-    source = Path(__file__).resolve().parent.parent
-    paths = [str(source), *([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [])]
     address = os.environ.get("RAY_ADDRESS")
     try:
         check_answers(address)
         ray.init(
             address=address,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+            runtime_env={"env_vars": {"PYTHONPATH": source_path()}},
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,

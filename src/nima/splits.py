@@ -76,16 +76,21 @@ def assign(
     `source_ratios` holds the shares of sources that have their own; those of a group are its first
     document's. `declared` is the split that each document's source declares, "" for none.
     """
-    names, first, members = np.unique(packed(groups), return_index=True, return_inverse=True)
     special = source_ratios or {}
+    wanted = None if declared is None else declared_numbers(declared)
+    if not special and (wanted is None or (wanted == BY_SHARE).all()):
+        # The group alone decides: there is no need to know which documents share one.
+        names = packed(groups)
+        by_group = (SPLITS.index(split_of(name.decode(), seed, ratios)) for name in names)
+        return by_name(np.fromiter(by_group, np.int8, len(names)))
+    names, first, members = np.unique(packed(groups), return_index=True, return_inverse=True)
     shares = (ratios if sources is None else special.get(sources[index], ratios) for index in first)
     by_share = (
         SPLITS.index(split_of(name.decode(), seed, own)) for name, own in zip(names, shares, strict=True)
     )
     numbers = np.fromiter(by_share, np.int8, len(names))
-    if declared is None:
+    if wanted is None:
         return by_name(numbers[members])
-    wanted = declared_numbers(declared)
     decided = decided_numbers(members, wanted)
     numbers = np.where(decided == BY_SHARE, numbers, decided)
     return by_name(np.where(wanted == BY_SHARE, numbers[members], wanted))

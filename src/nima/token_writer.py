@@ -49,14 +49,19 @@ def tokenized_table(documents: Sequence[TokenizedDocument]) -> pa.Table:
         name: column([getattr(document, name) for document in documents], TOKENIZED_SCHEMA.field(name).type)
         for name in TOKENIZED_SCHEMA.names[:-2]
     }
-    columns["tokens"] = lists([document.tokens for document in documents], np.uint32)
-    columns["spans"] = lists([document.spans.reshape(-1) for document in documents], np.int64)
+    columns["tokens"] = joined([document.tokens for document in documents], np.uint32)
+    columns["spans"] = joined([document.spans.reshape(-1) for document in documents], np.int64)
     return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
 
 
-def lists(arrays: Sequence[np.ndarray], dtype: type) -> pa.LargeListArray:
-    offsets = np.cumsum([0, *map(len, arrays)])
-    values: np.ndarray = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+def joined(arrays: Sequence[np.ndarray], dtype: type) -> pa.LargeListArray:
+    values: np.ndarray = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
+    return lists(values, np.array([*map(len, arrays)], np.int64))
+
+
+def lists(values: np.ndarray, lengths: np.ndarray) -> pa.LargeListArray:
+    """A column of lists whose values lie end to end."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     return pa.LargeListArray.from_arrays(numbers(offsets), numbers(values))
 
 

@@ -31,6 +31,9 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIQQQ24x")
 TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 OFFSET = np.dtype("<u8")
+PLACE = np.dtype("<i8")
+"""An offset as it is read: one that no file can have is negative."""
+CHECKED_AT_ONCE = 65_536
 
 DOCUMENTS_FILE = "documents.parquet"
 DOCUMENTS_SCHEMA = pa.schema(
@@ -71,9 +74,8 @@ class TokenShard:
             content[end - size : end] for end, size in zip(ends, sizes, strict=True)
         )
         self.tokens = tokens.view(self.dtype)[: self.num_tokens]
-        self.offsets = offsets.view(OFFSET).astype(np.int64)
-        self.span_offsets = span_offsets.view(OFFSET).astype(np.int64)
-        self._spans = spans.view(OFFSET).reshape(-1, 2)
+        self.offsets, self.span_offsets = offsets.view(PLACE), span_offsets.view(PLACE)
+        self._spans = spans.view(PLACE).reshape(-1, 2)
         self.check("document offsets", self.offsets, self.num_tokens)
         self.check("span offsets", self.span_offsets, num_spans)
         self.check_spans()
@@ -84,10 +86,16 @@ class TokenShard:
 
     def check_spans(self) -> None:
         """Spans lie one behind the other inside their documents."""
-        spans = self._spans.astype(np.int64)
-        lengths = np.repeat(np.diff(self.offsets), np.diff(self.span_offsets))
+        for start in range(0, self.num_documents, CHECKED_AT_ONCE):
+            self.check_spans_of(start, min(start + CHECKED_AT_ONCE, self.num_documents))
+
+    def check_spans_of(self, start: int, stop: int) -> None:
+        """Those of documents [start, stop)."""
+        edges = self.span_offsets[start : stop + 1]
+        spans, counts = self._spans[edges[0] : edges[-1]], np.diff(edges)
+        lengths = np.repeat(np.diff(self.offsets[start : stop + 1]), counts)
         first = np.zeros(len(spans), dtype=bool)
-        first[self.span_offsets[:-1][np.diff(self.span_offsets) > 0]] = True
+        first[(edges[:-1] - edges[0])[counts > 0]] = True
         before = np.where(first, 0, np.roll(spans[:, 1], 1))
         if (
             (spans[:, 0] < before).any()
@@ -100,7 +108,7 @@ class TokenShard:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def spans(self, index: int) -> np.ndarray:
-        return self._spans[self.span_offsets[index] : self.span_offsets[index + 1]].astype(np.int64)
+        return self._spans[self.span_offsets[index] : self.span_offsets[index + 1]]
 
 
 def broken(path: Path, found: str) -> UserError:
@@ -140,12 +148,11 @@ def array_sizes(itemsize: int, num_tokens: int, num_documents: int, num_spans: i
 class Tokens:
     """All documents of a folder of shards, by number from 0 in the order in which they were written."""
 
-    def __init__(self, folder: Path, shards: list[TokenShard], table: pa.Table) -> None:
+    def __init__(self, folder: Path, shards: list[TokenShard]) -> None:
         self.folder = folder
         self.shards = shards
-        self._table = table
         self._first = [0, *np.cumsum([shard.num_documents for shard in shards]).tolist()]
-        self.num_documents = len(table)
+        self.num_documents = self._first[-1]
         self.num_tokens = sum(shard.num_tokens for shard in shards)
         self.dtype = shards[0].dtype if shards else token_type(0)
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.offsets) for shard in shards)])
@@ -155,17 +162,15 @@ class Tokens:
     def open(cls, folder: Path) -> Tokens:
         """Maps a folder that `TokenWriter` wrote. Raises `UserError` naming the file that is broken."""
         path = folder / DOCUMENTS_FILE
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise broken(path, str(error).splitlines()[0]) from error
-        if table.schema.names != DOCUMENTS_SCHEMA.names:
-            raise broken(path, f"columns {table.schema.names}, expected {DOCUMENTS_SCHEMA.names}")
-        num_shards = int(table["shard"][-1].as_py()) + 1 if len(table) else 0
-        tokens = cls(folder, [TokenShard(folder / shard_name(number)) for number in range(num_shards)], table)
-        if not np.array_equal(tokens.lengths, array_of(table["num_tokens"])):
+        num_shards = int(array_of(column_of(path, "shard")).max(initial=-1)) + 1
+        tokens = cls(folder, [TokenShard(folder / shard_name(number)) for number in range(num_shards)])
+        if not np.array_equal(tokens.lengths, array_of(column_of(path, "num_tokens"))):
             raise broken(path, "its numbers of tokens are not those of the shards")
         return tokens
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the documents, read anew: all of them together would not stay small."""
+        return column_of(self.folder / DOCUMENTS_FILE, name)
 
     def document(self, index: int) -> np.ndarray:
         """The ids of one document, a read-only view of the file."""
@@ -179,37 +184,37 @@ class Tokens:
 
     @cached_property
     def ids(self) -> list[str]:
-        return self._table["id"].to_pylist()
+        return self.column("id").to_pylist()
 
     @cached_property
     def groups(self) -> np.ndarray:
         """S16[num_documents]: what splits are decided by."""
-        return np.array(self._table["group"].to_pylist(), dtype="S16")
+        return np.concatenate([np.zeros(0, "S16"), *map(short_texts, self.column("group").chunks)])
 
     @cached_property
     def sources(self) -> np.ndarray:
         """Names of sources, one a document."""
-        return few_texts(self._table["source"])
+        return few_texts(self.column("source"))
 
     @cached_property
     def splits(self) -> np.ndarray:
         """The split that each document's source declares; "" leaves it to the shares."""
-        return few_texts(self._table["split"])
+        return few_texts(self.column("split"))
 
     @cached_property
     def weights(self) -> np.ndarray:
         """float64[num_documents]"""
-        return array_of(self._table["weight"])
+        return array_of(self.column("weight"))
 
     @cached_property
     def text_bytes(self) -> np.ndarray:
         """int64[num_documents]: UTF-8 bytes of text."""
-        return array_of(self._table["num_bytes"])
+        return array_of(self.column("num_bytes"))
 
     @cached_property
     def trained_tokens(self) -> np.ndarray:
         """int64[num_documents]"""
-        return array_of(self._table["num_trained_tokens"])
+        return array_of(self.column("num_trained_tokens"))
 
     def totals(self, documents: np.ndarray | None = None) -> dict[str, Any]:
         """Counts over the given documents (None = all), in total and per source."""
@@ -229,6 +234,28 @@ class Tokens:
             "trained_tokens": int(self.trained_tokens[documents].sum()),
             "bytes_per_token": round(text_bytes / tokens, 6) if tokens else 0.0,
         }
+
+
+def column_of(path: Path, name: str) -> pa.ChunkedArray:
+    """A column of `DOCUMENTS_FILE`. Raises `UserError`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.schema_arrow.names != DOCUMENTS_SCHEMA.names:
+                found = file.schema_arrow.names
+                raise broken(path, f"columns {found}, expected {DOCUMENTS_SCHEMA.names}")
+            return file.read([name])[name]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise broken(path, str(error).splitlines()[0]) from error
+
+
+def short_texts(column: pa.Array) -> np.ndarray:
+    """S16[n]: texts of at most 16 ASCII characters, without an object for each."""
+    _, ends, data = column.buffers()
+    offsets = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
+    content = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]]
+    texts = np.zeros((len(column), 16), np.uint8)
+    texts[np.arange(16) < np.diff(offsets)[:, None]] = content
+    return texts.reshape(-1).view("S16")
 
 
 def few_texts(column: pa.ChunkedArray) -> np.ndarray:

@@ -30,15 +30,14 @@ def pieces_of(tokens: TokenizedDocuments, documents: NDArray[np.int64], max_toke
     """The documents in their order, those longer than `max_tokens` as several pieces; empty ones as none."""
     lengths = tokens.lengths[documents]
     counts = -(-lengths // max_tokens)
-    ends = np.cumsum(counts)
-    number_in_document = np.arange(counts.sum()) - np.repeat(ends - counts, counts)
-    starts = number_in_document * max_tokens
-    return Pieces(
-        tokens,
-        np.repeat(documents, counts),
-        starts.astype(np.int32),
-        np.minimum(np.repeat(lengths, counts) - starts, max_tokens).astype(np.int32),
-    )
+    # In place where it can be: there are as many pieces as documents and more.
+    starts = np.arange(counts.sum())
+    starts -= np.repeat(np.cumsum(counts) - counts, counts)
+    starts *= max_tokens
+    left = np.repeat(lengths, counts)
+    left -= starts
+    np.minimum(left, max_tokens, out=left)
+    return Pieces(tokens, np.repeat(documents, counts), starts.astype(np.int32), left.astype(np.int32))
 
 
 @dataclass(frozen=True)

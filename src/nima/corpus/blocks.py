@@ -56,7 +56,7 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
     at = 0
     while at < len(lines):
         line = lines[at]
-        if is_blank(line):
+        if not line or line.isspace():
             in_paragraph = False
             at += 1
             continue
@@ -88,6 +88,8 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
 
 def indented_end(lines: Sequence[str], at: int, column: int) -> int:
     """The end of the code that the indentation of line `at` begins, in text at `column`; else `at`."""
+    if not lines[at].startswith((" ", "\t")):
+        return at
     first = column + CODE_COLUMNS
     return dedent_end(lines, at, first) if indent_of(lines[at]) >= first else at
 
@@ -175,7 +177,7 @@ def dedent_end(lines: Sequence[str], at: int, column: int) -> int:
     end, indentation = at, " " * column
     for position in range(at, len(lines)):
         line = lines[position]
-        if is_blank(line):
+        if not line or line.isspace():
             continue
         if not line.startswith(indentation) and indent_of(line) < column:
             break

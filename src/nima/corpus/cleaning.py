@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from nima.corpus.blocks import Markup, is_blank, verbatim_lines
 from nima.corpus.residue import may_hold_residue, without_residue
@@ -39,18 +40,21 @@ def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
     raw = body.split("\n")
     repaired = repaired_lines(raw, rules)
     may_strip = rules.html_residue and may_hold_residue(body)
-    if repaired == raw and not may_strip and not has_long_gap(raw, rules.max_blank_lines):
+    if repaired == raw and not may_strip and not has_long_gap(body, rules.max_blank_lines):
         return text
     verbatim = verbatim_lines(repaired, markup)
     if may_strip:
         bare = without_residue(repaired, verbatim, lambda line: settled(line, rules))
         if bare != repaired and verbatim_lines(bare, markup) == verbatim:
             repaired = bare
-    lines = (
-        (raw_line, True) if is_verbatim else (repaired_line, False)
+    lines = [
+        raw_line if is_verbatim else repaired_line
         for raw_line, repaired_line, is_verbatim in zip(raw, repaired, verbatim, strict=True)
-    )
-    return "\n".join(without_long_gaps(lines, rules.max_blank_lines)) + end
+    ]
+    body = "\n".join(lines)
+    if has_long_gap(body, rules.max_blank_lines):
+        body = "\n".join(without_long_gaps(zip(lines, verbatim, strict=True), rules.max_blank_lines or 0))
+    return body + end
 
 
 def needs_nothing(text: str, rules: CleaningParams) -> bool:
@@ -76,9 +80,12 @@ def needs_nothing(text: str, rules: CleaningParams) -> bool:
 
 def repaired_lines(lines: list[str], rules: CleaningParams) -> list[str]:
     """Each line as if it were prose."""
-    lines = [line if line.isascii() else settled(line, rules) for line in lines]
-    if rules.control_characters:
-        lines = CONTROL.sub("", "\n".join(lines)).split("\n")
+    text = "\n".join(lines)
+    if not text.isascii():
+        lines = [line if line.isascii() else settled(line, rules) for line in lines]
+        text = "\n".join(lines)
+    if rules.control_characters and CONTROL.search(text):
+        lines = CONTROL.sub("", text).split("\n")
     return [line.rstrip(SPACES) for line in lines] if rules.trailing_space else lines
 
 
@@ -103,15 +110,20 @@ def repair(line: str, rules: CleaningParams) -> str:
     return line.rstrip(SPACES) if rules.trailing_space else line
 
 
-def has_long_gap(lines: list[str], max_blank_lines: int | None) -> bool:
-    kept = without_long_gaps(((line, False) for line in lines), max_blank_lines)
-    return sum(1 for _ in kept) < len(lines)
+def has_long_gap(body: str, max_blank_lines: int | None) -> bool:
+    """Whether more than `max_blank_lines` blank lines follow each other, code included; None allows all."""
+    return max_blank_lines is not None and long_gap(max_blank_lines).search(f"\n{body}\n") is not None
 
 
-def without_long_gaps(lines: Iterable[tuple[str, bool]], max_blank_lines: int | None) -> Iterator[str]:
-    """Drops each blank line of prose that follows `max_blank_lines` others; None keeps all."""
+@cache
+def long_gap(max_blank_lines: int) -> re.Pattern[str]:
+    return re.compile(rf"\n(?:[^\S\n]*+\n){{{max_blank_lines + 1}}}")
+
+
+def without_long_gaps(lines: Iterable[tuple[str, bool]], max_blank_lines: int) -> Iterator[str]:
+    """Drops each blank line of prose that follows `max_blank_lines` others."""
     num_blank = 0
     for line, is_verbatim in lines:
         num_blank = num_blank + 1 if is_blank(line) and not is_verbatim else 0
-        if max_blank_lines is None or num_blank <= max_blank_lines:
+        if num_blank <= max_blank_lines:
             yield line

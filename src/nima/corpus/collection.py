@@ -1,13 +1,15 @@
 """From sources to documents: each record ends as one document or as one rejection.
 
-Records are read, cleaned and judged portion by portion, by as many workers as there are. Duplicates need all
-of them: a first pass over the portions' outcomes reads only hashes and decides, a second one writes. The
-result is the same whatever the number of workers and the cuts between portions.
+Records are read, cleaned and judged portion by portion, by as many workers as there are. Each portion is
+compared with those before it and written, while the workers are at the next ones. Near duplicates need all of
+them: then a first pass over the portions' outcomes reads only hashes, and a second one writes. The result is
+the same whatever the number of workers and the cuts between portions.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,20 +70,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Reading:
-    """A portion whose outcomes lie on disk."""
+    """A portion whose outcomes lie on disk, and what is known of its documents, one entry each."""
 
     source: SourceParams
     path: Path
     num_rows: int
     """Outcomes that count; those behind belong to samples beyond the source's `max_samples`."""
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What is known of the documents once all are read, one entry each in their order."""
-
-    ids: np.ndarray
-    """uint64"""
     exact: np.ndarray
     """int64: the number of the first document with the same text, or `NEW`."""
     near: np.ndarray
@@ -108,10 +102,9 @@ class Collection:
     def write(self, workers: Workers, documents: ShardWriter[Any], rejected: ShardWriter[Any]) -> None:
         """Read everything and write what is kept and what is not. Raises `SourceError`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        readings, decisions = self.decide(workers)
-        start = 0
-        for reading in readings:
-            start = self.write_portion(reading, decisions, start, documents, rejected)
+        comparison = Comparison(self.settings, self.folder / "sketches")
+        for reading in comparison.decided(self.readings(workers, comparison)):
+            self.write_portion(reading, comparison, documents, rejected)
 
     # --------------------------------------------------------------------------------- reading
 
@@ -142,8 +135,8 @@ class Collection:
         self.full.clear()
         return shared_lines(hashes, rules.min_documents)
 
-    def decide(self, workers: Workers) -> tuple[list[Reading], Decisions]:
-        """The first pass: read all portions, find duplicates among their documents."""
+    def readings(self, workers: Workers, comparison: "Comparison") -> Iterator[Reading]:
+        """All portions, compared with those before them."""
         refine = partial(
             refined,
             settings=self.settings,
@@ -152,8 +145,6 @@ class Collection:
             folder=self.folder,
         )
         drawn: list[Portion] = []
-        comparison = Comparison(self.settings, self.folder / "sketches")
-        readings = []
         for number, (path, summary) in enumerate(workers.map(refine, remembered(self.portions(), drawn))):
             source = drawn[number].source
             if source.name in self.full:  # it was under way when an earlier portion filled the source
@@ -161,27 +152,24 @@ class Collection:
             tally = self.tallies[source.name]
             tally.num_files += drawn[number].num_files
             tally.masked.update(summary.masked)
-            num_rows = comparison.add(path, source)
+            reading = comparison.add(path, source)
             if source.max_samples is not None and comparison.num_kept[source.name] >= source.max_samples:
                 self.full.add(source.name)
-            readings.append(Reading(source, path, num_rows))
-        return readings, comparison.decisions()
+            yield reading
 
     # --------------------------------------------------------------------------------- writing
 
     def write_portion(
         self,
         reading: Reading,
-        decisions: Decisions,
-        start: int,
+        comparison: "Comparison",
         documents: ShardWriter[Any],
         rejected: ShardWriter[Any],
-    ) -> int:
-        """Writes a portion; its first document has the number `start`. Returns that of the next portion's."""
+    ) -> None:
         near = self.settings.duplicates.near
-        kept = decisions.kept(near is not None and near.action == "drop")
+        kept = reading.kept(near is not None and near.action == "drop")
         tally = self.tallies[reading.source.name]
-        rows_left = reading.num_rows
+        start, rows_left = 0, reading.num_rows
         for batch in outcomes.batches(reading.path):
             batch = batch.slice(0, rows_left)
             rows_left -= len(batch)
@@ -190,16 +178,15 @@ class Collection:
             start += int(is_document.sum())
             keep, num_bytes = is_document.copy(), array_of(batch["num_bytes"])
             keep[is_document] = kept[numbers[is_document]]
-            table = document_table(batch, reading.source, keep, decisions.groups[numbers[keep]])
+            table = document_table(batch, reading.source, keep, reading.groups[numbers[keep]])
             documents.append(table, num_bytes[keep])
             tally.num_records += len(batch)
             tally.num_documents += len(table)
             tally.text_bytes += int(num_bytes[keep].sum())
-            tally.num_near_duplicates += int((decisions.near[numbers[is_document]] != NEW).sum())
-            refused = rejection_table(batch, reading.source, ~keep, numbers, decisions)
+            tally.num_near_duplicates += int((reading.near[numbers[is_document]] != NEW).sum())
+            refused = rejection_table(batch, reading, ~keep, numbers, comparison)
             tally.rejected.update(refused["reason"].to_pylist())
             rejected.append(refused, array_of(pc.binary_length(refused["text"])))
-        return start
 
     def figures(self) -> dict[str, Any]:
         """The counts in total and by source, as plain values."""
@@ -226,12 +213,14 @@ class Comparison:
         self.num_kept: Counter[str] = Counter()
         """Documents of each source that repeat no earlier one."""
         self.ids: list[np.ndarray] = []
-        self.exact: list[np.ndarray] = []
-        self.groups: list[np.ndarray] = []
+        """uint64: those of each batch of documents."""
+        self.starts: list[int] = []
+        """The number of the first document of each."""
 
-    def add(self, path: Path, source: SourceParams) -> int:
-        """Compare a portion's documents; returns how many of its outcomes count, up to `max_samples`."""
+    def add(self, path: Path, source: SourceParams) -> Reading:
+        """A portion, its documents compared with all that were added before; up to `max_samples`."""
         num_rows = 0
+        exact, groups = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for batch in outcomes.batches(path, outcomes.COMPARED):
             is_document = batch["reason"].is_null()
             found = batch.filter(is_document)
@@ -240,37 +229,57 @@ class Comparison:
             first = self.seen.firsts(digests) if self.duplicates.exact else np.full(len(found), NEW)
             room = None if source.max_samples is None else source.max_samples - self.num_kept[source.name]
             count = len(found) if room is None else rows_until(first == NEW, room)
-            self.remember(found.slice(0, count), digests[:count], first[:count], source.name)
-            if room is not None and (first[:count] == NEW).sum() == room:
-                return num_rows + int(places[count - 1]) + 1
+            found, first = found.slice(0, count), first[:count]
+            self.remember(found, digests[:count], first, source.name)
+            exact.append(first)
+            groups.append(hex_numbers(found["group"]))
+            if room is not None and (first == NEW).sum() == room:
+                num_rows += int(places[count - 1]) + 1
+                break
             num_rows += len(batch)
-        return num_rows
+        first = np.concatenate(exact)
+        return Reading(source, path, num_rows, first, np.full_like(first, NEW), np.concatenate(groups))
 
     def remember(self, found: pa.RecordBatch, digests: np.ndarray, first: np.ndarray, source: str) -> None:
         self.num_kept[source] += int((first == NEW).sum())
-        self.seen.add(digests, first)
-        self.exact.append(first)
+        self.starts.append(self.seen.num_documents)
         self.ids.append(hex_numbers(found["id"]))
-        self.groups.append(hex_numbers(found["group"]))
+        self.seen.add(digests, first)
         if self.duplicates.near is not None:
             sketches = found["sketch"].filter(numbers(first == NEW))
             with self.sketches.open("ab") as file:
                 file.write(b"".join(sketches.to_pylist()))
 
-    def decisions(self) -> Decisions:
-        nothing = [np.zeros(0, dtype=np.int64)]
-        exact = np.concatenate(nothing + self.exact)
-        groups = np.concatenate([np.zeros(0, np.uint64), *self.groups])
-        near = np.full(len(exact), NEW, dtype=np.int64)
-        rules = self.duplicates.near
+    def decided(self, readings: Iterator[Reading]) -> Iterator[Reading]:
+        """The portions with all that is to be known of their documents, as soon as it is known."""
+        if self.duplicates.near is None:
+            yield from readings
+            return
+        waiting = list(readings)
+        exact = np.concatenate([np.zeros(0, np.int64), *(reading.exact for reading in waiting)])
+        groups = np.concatenate([np.zeros(0, np.uint64), *(reading.groups for reading in waiting)])
+        near = self.near(exact, groups, self.duplicates.near.min_similarity)
+        start = 0
+        for reading in waiting:
+            own = slice(start, start + len(reading.exact))
+            start = own.stop
+            yield replace(reading, near=near[own], groups=groups[own])
+
+    def near(self, exact: np.ndarray, groups: np.ndarray, min_similarity: float) -> np.ndarray:
+        """int64: the first document that each is nearly the same as, or `NEW`; unites their `groups`."""
+        near = np.full_like(exact, NEW)
         unique = np.flatnonzero(exact == NEW)
-        if rules is not None and len(unique):
+        if len(unique):
             sketches = np.memmap(self.sketches, dtype=np.uint32, mode="r").reshape(len(unique), -1)
-            first = near_duplicates(sketches, rules.min_similarity).first_of
+            first = near_duplicates(sketches, min_similarity).first_of
             repeats = first != np.arange(len(unique))
             near[unique[repeats]] = unique[first[repeats]]
             groups[unique] = united_groups(groups[unique], first)
-        return Decisions(np.concatenate([np.zeros(0, np.uint64), *self.ids]), exact, near, groups)
+        return near
+
+    def id_of(self, number: int) -> str:
+        batch = bisect_right(self.starts, number) - 1
+        return f"{int(self.ids[batch][number - self.starts[batch]]):016x}"
 
 
 def rows_until(kept: np.ndarray, room: int) -> int:
@@ -302,10 +311,10 @@ def document_table(
 
 def rejection_table(
     batch: pa.RecordBatch,
-    source: SourceParams,
+    reading: Reading,
     refused: np.ndarray,
     numbers: np.ndarray,
-    decisions: Decisions,
+    comparison: Comparison,
 ) -> pa.Table:
     if not refused.any():
         return pa.Table.from_batches([], REJECTION_SCHEMA)
@@ -314,14 +323,14 @@ def rejection_table(
         row = {name: batch[name][place].as_py() for name in ("id", "key", "reason", "detail", "text", "raw")}
         if row["reason"] is None:
             row["text"] = shown(row["text"], batch["messages"][place].as_py())
-            row["reason"], row["detail"] = repetition_of(int(numbers[place]), decisions)
-        rows.append(row | {"source": source.name})
+            row["reason"], row["detail"] = repetition_of(int(numbers[place]), reading, comparison)
+        rows.append(row | {"source": reading.source.name})
     return pa.Table.from_pylist(rows, REJECTION_SCHEMA)
 
 
-def repetition_of(number: int, decisions: Decisions) -> tuple[str, str]:
-    """Why a document is refused that has no flaw of its own."""
-    if (first := int(decisions.exact[number])) != NEW:
-        return "exact_duplicate", f"same text as document {decisions.ids[first]:016x}"
-    first = int(decisions.near[number])
-    return "near_duplicate", f"shares most of its text with document {decisions.ids[first]:016x}"
+def repetition_of(number: int, reading: Reading, comparison: Comparison) -> tuple[str, str]:
+    """Why a portion's document is refused that has no flaw of its own."""
+    if (first := int(reading.exact[number])) != NEW:
+        return "exact_duplicate", f"same text as document {comparison.id_of(first)}"
+    first = int(reading.near[number])
+    return "near_duplicate", f"shares most of its text with document {comparison.id_of(first)}"

@@ -4,13 +4,15 @@ import numpy as np
 
 NEW = -1
 """In place of the number of an earlier document."""
+RUN_DOCUMENTS = 1 << 20
+"""Runs of more are not merged: it would take, for a moment, three times their memory."""
 
 
 class SeenDigests:
     """Numbers documents by their digests, in order of first appearance.
 
-    Sorted runs of doubling length: adding n digests in any portions costs O(n log² n) altogether, and a
-    look-up a binary search in each of a few runs.
+    Sorted runs of doubling length, up to `RUN_DOCUMENTS`: adding n digests in any portions costs O(n log² n)
+    altogether, and a look-up a binary search in each of a few runs.
     """
 
     def __init__(self) -> None:
@@ -46,6 +48,8 @@ class SeenDigests:
         if len(new):
             self.runs.append(sorted_run(digests[new, 0], digests[new, 1], numbers))
         while len(self.runs) > 1 and len(self.runs[-1][0]) * 2 > len(self.runs[-2][0]):
+            if len(self.runs[-1][0]) + len(self.runs[-2][0]) > RUN_DOCUMENTS:
+                break
             later, earlier = self.runs.pop(), self.runs.pop()
             self.runs.append(sorted_run(*(np.concatenate(pair) for pair in zip(earlier, later, strict=True))))
 

@@ -231,9 +231,9 @@ class Stretch:
     shard: Path
     groups: tuple[int, ...]
 
-    def documents(self) -> Iterator[Document]:
-        """The documents of the stretch, in their order. Raises `UserError`."""
-        return documents_in(batches_of(self.shard, self.groups))
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The documents of the stretch, in their order, as `DOCUMENT_SCHEMA` has them. Raises `UserError`."""
+        return batches_of(self.shard, self.groups)
 
 
 def stretches(folder: Path, max_bytes: int) -> Iterator[Stretch]:

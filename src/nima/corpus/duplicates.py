@@ -10,6 +10,7 @@ TRAILING_SPACE = re.compile(r"[^\S\n](?:\n|\Z)")
 RARE_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))).translate(
     dict.fromkeys(map(ord, " \t\n"))
 )
+RARE_ASCII_SPACES = "".join(filter(str.isascii, RARE_SPACES))
 
 
 def content_digest(text: str, messages: Sequence[Message] | None) -> bytes:
@@ -40,6 +41,6 @@ def normalised(text: str) -> str:
 
 def has_trailing_space(text: str) -> bool:
     """Most texts have none, and need not be taken apart. Searches for fixed texts are the fastest."""
-    if any(map(text.__contains__, RARE_SPACES)):
+    if any(map(text.__contains__, RARE_ASCII_SPACES if text.isascii() else RARE_SPACES)):
         return TRAILING_SPACE.search(text) is not None
     return " \n" in text or "\t\n" in text or text.endswith((" ", "\t"))

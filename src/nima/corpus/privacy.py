@@ -1,6 +1,5 @@
 """Personal data and secrets: masked, or a reason to drop the document. In code too."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -35,15 +34,19 @@ class Masked(NamedTuple):
 
 def masked(text: str, rules: PrivacyParams) -> Masked:
     """`text` with a fixed word such as `<email>` in the place of each find of the kinds to mask."""
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
+    if rules.keeps_all:
+        return Masked(text, counts)
     for name, kind in KINDS.items():
         if getattr(rules, name) == "mask" and (spans := sorted(kind.find(text))):
             text, counts[name] = replaced(text, spans, kind.mask)
-    return Masked(text, dict(counts))
+    return Masked(text, counts)
 
 
 def private_flaw(text: str, rules: PrivacyParams) -> Flaw | None:
     """The first kind to drop that `text` holds. The detail says where it is, not what it is."""
+    if rules.keeps_all:
+        return None
     for name, kind in KINDS.items():
         if getattr(rules, name) == "drop" and (spans := sorted(kind.find(text))):
             line = text.count("\n", 0, spans[0][0]) + 1

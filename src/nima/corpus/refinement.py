@@ -95,7 +95,8 @@ def repair(
     if settings.cleaning.boilerplate and boilerplate and record.markup != "code":
         text = without_boilerplate(text, boilerplate, settings.cleaning.boilerplate)
     private = masked(text, settings.privacy)
-    counts.update(private.counts)
+    if private.counts:
+        counts.update(private.counts)
     return private.text
 
 
@@ -106,9 +107,9 @@ def key_group(source: str, value: str) -> str:
 
 def without_secrets(rejected: Rejection, settings: PrepareParams) -> Rejection:
     """What is masked or dropped in documents does not lie open among the rejected ones."""
-    treatment = settings.privacy.model_dump()
-    if all(value == "keep" for value in treatment.values()):
+    if settings.privacy.keeps_all:
         return rejected
+    treatment = settings.privacy.model_dump()
     rules = settings.privacy.model_copy(
         update={kind: "mask" for kind, value in treatment.items() if value == "drop"}
     )

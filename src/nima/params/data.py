@@ -127,6 +127,10 @@ class PrivacyParams(Section):
     phone_numbers: Privacy = "keep"
     payment_cards: Privacy = "keep"
 
+    @cached_property
+    def keeps_all(self) -> bool:
+        return all(treatment == "keep" for _, treatment in self)
+
 
 class NearDuplicatesParams(Section):
     """Documents that share most of their word n-grams (MinHash, Broder 1997)."""
