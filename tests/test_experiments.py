@@ -163,7 +163,7 @@ def test_a_file_that_the_copy_would_lack_stops_a_temporary_run_only(project: Pro
     assert outcome.state == "done"
 
 
-def kill_both_workers(project: Project, killed: list[int]) -> None:
+def kill_both_workers(project: Project, killed: list[int], then: Path) -> None:
     """When two experiments run: the first worker dies with all that it started, the second one alone."""
     folder = project.path / ".dvc/tmp/exps/celery"
     for _ in range(1000):
@@ -171,17 +171,18 @@ def kill_both_workers(project: Project, killed: list[int]) -> None:
             killed += [int((folder / f"dvc-exp-worker-{number}.pid").read_text()) for number in (1, 2)]
             os.killpg(os.getpgid(killed[0]), signal.SIGKILL)
             os.kill(killed[1], signal.SIGKILL)
-            return
+            break
         time.sleep(0.1)
+    then.touch()
 
 
 @pytest.mark.usefixtures("no_workers_left")
 def test_killed_workers_cost_at_most_their_own_experiment(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NAP", "4")
+    monkeypatch.setenv("UNTIL", str(tmp_path / "killed"))
     killed: list[int] = []
-    killer = threading.Thread(target=kill_both_workers, args=(project, killed))
+    killer = threading.Thread(target=kill_both_workers, args=(project, killed, tmp_path / "killed"))
     killer.start()
     rates = "training.lr=choice(0.01,0.02,0.03,0.04,0.5)"
     outcomes = run(project.path, request(rates, name="grid", place="queue", jobs=2))

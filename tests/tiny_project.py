@@ -12,6 +12,8 @@ text = pathlib.Path("params.yaml").read_text()
 lr = float(re.search(r"(?m)^  lr: ([^ #]+)", text)[1])
 print("learning at", lr, flush=True)
 time.sleep(float(os.environ.get("NAP", "0")))
+while "UNTIL" in os.environ and not os.path.exists(os.environ["UNTIL"]):
+    time.sleep(0.05)
 if lr == 0.5:
     sys.exit("0.5 is too much")
 pathlib.Path("metrics").mkdir(exist_ok=True)
