@@ -48,12 +48,13 @@ bench: $(READY) ## measure the pipeline and its parts, side by side with their p
 	OMP_NUM_THREADS=1 python -m benchmarks.batches
 	python -m benchmarks.queue
 
+# torch for GPUs pins a triton of its own.
 constraints: ## resolve newest versions anew into constraints.txt, in an environment of its own
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/pip install --quiet torch==2.13.0
 	build/constraints/bin/pip install --quiet --editable '.[dev,s3]'
 	head -1 constraints.txt >build/constraints.txt
-	build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f >>build/constraints.txt
+	build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v ^triton= | sort -f >>build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean: ## remove the environment and unfinished work; records of runs, DVC's outputs and cache stay
