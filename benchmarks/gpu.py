@@ -5,8 +5,9 @@
 
 Needs torch, numpy and transformers, and this folder with `src` beside it; nothing is installed or downloaded.
 A step is forward, backward, clipping and update in bf16, on one batch that lies in the GPU already. Ours is
-the network with its default optimizer, deterministic as the trainer runs it; LitGPT takes part where it is
-installed (see `peers.py`). Without a GPU the table says "not measured", unless it holds figures already.
+the network with its default optimizer, deterministic as the trainer runs it; LitGPT and Liger's loss take
+part where they are installed (see `peers.py`). Without a GPU the table says "not measured", unless it holds
+figures already.
 """
 
 import argparse
@@ -201,7 +202,7 @@ def contenders() -> list[Contender]:
     found = [
         ours,
         replace(ours, name="Nima, AdamW", optimizer=adamw),
-        *([liger] if find_spec("liger_kernel") else []),
+        *([liger] if find_spec("liger_kernel") and torch.cuda.is_available() else []),
         Contender("nanoGPT-shaped", GPT, lambda model, ids, targets: model(ids, targets), adamw),
     ]
     if find_spec("transformers"):

@@ -30,17 +30,17 @@ class Sharded(Joined):
         for parameter in model.parameters():
             dist.broadcast(parameter.detach(), src=0)
         mesh = dist.init_device_mesh(model.cos.device.type, (self.count,))
-        self.divided: Any = Loss(model)
-        for part in (*model.layers, self.divided):
+        self.sharded: Any = Loss(model)
+        for part in (*model.layers, self.sharded):
             fully_shard(part, mesh=mesh)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo takes no means
-        warm_up(self.divided, model)
-        self.divided.objective = objective
-        return self.divided
+        warm_up(self.sharded, model)
+        self.sharded.objective = objective
+        return self.sharded
 
     def sum_gradients(self, *, now: bool) -> None:
-        self.divided.set_requires_gradient_sync(now)
+        self.sharded.set_requires_gradient_sync(now)
 
     def weighted(self, loss: Tensor) -> Tensor:
         return loss
@@ -64,8 +64,8 @@ class Sharded(Joined):
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """The layers gather themselves when they are called; what stands around them is gathered here."""
-        self.divided.unshard()
+        self.sharded.unshard()
         try:
             yield
         finally:
-            self.divided.reshard()
+            self.sharded.reshard()
