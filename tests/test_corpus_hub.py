@@ -34,7 +34,7 @@ ABSENT = {"X-Error-Code": "EntryNotFound"}
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No token, no cache and no hub of whoever runs the tests; small pages; no import of torch for nothing."""
+    """No token, no cache and no hub of whoever runs the tests; small pages; no import of torch."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
