@@ -146,6 +146,7 @@ def started_path(code: str, folder: Path) -> subprocess.Popen[bytes]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile Nima's modules anew
     return subprocess.Popen([sys.executable, script, folder], env=environment, stdout=subprocess.DEVNULL)
 
 

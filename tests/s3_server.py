@@ -8,9 +8,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class S3Server:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Starts the server on free ports, its data in `folder`, and stops it. Takes about 3 seconds."""
+    with starting_s3_server(folder) as ready:
+        yield ready()
+
+
+@contextmanager
+def starting_s3_server(folder: Path) -> Iterator[Callable[[], S3Server]]:
+    """As `s3_server`, but something else can be done until the server is ready."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,8 +80,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     log = (folder / "log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
-        wait_until_ready(server.endpoint, process, folder / "log")
-        yield server
+        yield partial(ready_server, server, process, folder / "log")
     finally:
         process.kill()  # asked politely it takes half a minute
         process.wait()
@@ -87,14 +94,14 @@ def identity(key: str, secret: str, *actions: str) -> dict[str, Any]:
     return {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
 
-def wait_until_ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:
-    """Ready is who refuses a request without a key."""
+def ready_server(server: S3Server, process: subprocess.Popen, log: Path) -> S3Server:
+    """Waits for it; ready is who refuses a request without a key."""
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
+            urllib.request.urlopen(server.endpoint, timeout=1).close()
         except urllib.error.HTTPError:
-            return
+            return server
         except OSError:
             time.sleep(0.05)
     raise RuntimeError(f"the S3 server did not start:\n{log.read_text(errors='replace')[-2000:]}")

@@ -34,12 +34,14 @@ ABSENT = {"X-Error-Code": "EntryNotFound"}
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No token, no cache and no hub of whoever runs the tests; small pages."""
+    """No token, no cache and no hub of whoever runs the tests; small pages; no import of torch."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "datasets-cache")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)
+    monkeypatch.setenv("USE_TORCH", "0")
     monkeypatch.setattr(pages, "PAGE_RECORDS", 10)
 
 

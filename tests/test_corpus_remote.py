@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from http_server import Page, WebServer, web_server
 from object_stores import AzureAnswers, GoogleAnswers, ObjectStore, object_store
-from s3_server import S3Server, s3_server
+from s3_server import S3Server, starting_s3_server
 
 from nima.corpus import buckets, failures, streams
 from nima.corpus.files import SourceFile
@@ -114,7 +114,7 @@ def test_a_parquet_file_on_a_server_is_read_from_its_end(web: WebServer, tmp_pat
     pq.write_table(table, buffer)
     (file,) = listed(web.put("/t.parquet", buffer.getvalue()), tmp_path)
     with file.open() as stream:
-        assert pq.read_table(stream) == table
+        assert pq.ParquetFile(stream).read() == table
 
 
 def test_an_empty_file_is_read(web: WebServer, tmp_path: Path) -> None:
@@ -333,17 +333,24 @@ def test_a_folder_that_cannot_hold_downloads_is_named(web: WebServer, tmp_path: 
 # ---------------------------------------------------------------------------------------------------- S3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def starting_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], S3Server]]:
+    """It takes seconds to start: the tests of web servers go on meanwhile."""
+    with starting_s3_server(tmp_path_factory.mktemp("s3")) as ready:
+        yield ready
+
+
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(starting_s3: Callable[[], S3Server]) -> S3Server:
     """A real server with a bucket in it."""
     contents = {"docs/a.md": BODY, "docs/deep/b.md": b"b", "docs/.c.md": b"", "docs/empty.md": b""}
     contents |= {"d.txt": b"d", "docs.zip": zipped(a="1", b="2")}
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        bucket = server.filesystem()
-        bucket.mkdir("corpus")
-        for key, content in contents.items():
-            bucket.pipe(f"corpus/{key}", content)
-        yield server
+    server = starting_s3()
+    bucket = server.filesystem()
+    bucket.mkdir("corpus")
+    for key, content in contents.items():
+        bucket.pipe(f"corpus/{key}", content)
+    return server
 
 
 @pytest.fixture

@@ -53,6 +53,17 @@ def test_results_come_in_the_order_of_parts_from_several_processes() -> None:
         assert [value for value, _ in workers.map(squared, PARTS)] == [part * part for part in PARTS]
 
 
+def own_environment(_: int) -> tuple[str | None, bool]:
+    return os.environ.get("NIMA_TEST_MOMENT"), "nima.parallel" in sys.modules
+
+
+def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for moment in ("first", "second"):
+        monkeypatch.setenv("NIMA_TEST_MOMENT", moment)
+        with in_processes(2) as workers:
+            assert set(workers.map(own_environment, PARTS)) == {(moment, True)}
+
+
 def test_a_single_part_starts_no_process() -> None:
     with in_processes(2) as workers:
         assert list(workers.map(squared, [3])) == [(9, os.getpid())]

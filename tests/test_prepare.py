@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nima.corpus import portions, refinement
+from nima.corpus import collection, portions, refinement
 from nima.corpus.document import Document, read_documents, read_rejections
 from nima.errors import SourceError, UserError
 from nima.params import Params, PrepareParams
@@ -221,6 +221,19 @@ def run_with(monkeypatch: pytest.MonkeyPatch, settings: Params, workers: int, po
     monkeypatch.setattr(portions, "PORTION_BYTES", portion_bytes)
     monkeypatch.setattr(portions, "BLOCK_BYTES", 1 << 10)
     prepare.main(settings, runtime())
+
+
+def test_documents_are_written_while_others_are_still_to_be_read(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    read, write = collection.refined, collection.Collection.write_portion
+    monkeypatch.setattr(collection, "refined", lambda *a, **k: (order.append("read"), read(*a, **k))[1])
+    monkeypatch.setattr(
+        collection.Collection, "write_portion", lambda *a: (order.append("write"), write(*a))[1]
+    )
+    run_with(monkeypatch, many(records), workers=1, portion_bytes=9_000)
+    assert order[:4] == ["read", "write", "read", "write"]
 
 
 @pytest.mark.parametrize("near", [None, {"action": "group"}, {"action": "drop"}])

@@ -216,6 +216,18 @@ def test_a_source_has_its_own_shares() -> None:
     assert 900 < counts["test"]["web"] < 1100
 
 
+def test_documents_that_declare_nothing_are_where_their_groups_alone_put_them() -> None:
+    groups = [f"{n % 70:016x}" for n in range(100)]
+    nothing, sources = [""] * 100, ["a", "b"] * 50
+    found = [
+        assign(groups, 3, (0.5, 0.3, 0.2)),
+        assign(groups, 3, (0.5, 0.3, 0.2), declared=nothing),
+        assign(groups, 3, (0.5, 0.3, 0.2), declared=nothing, sources=sources, source_ratios={"c": (1, 0, 0)}),
+    ]
+    assert all(np.array_equal(found[0][name], other[name]) for other in found for name in found[0])
+    assert min(map(len, found[0].values())) > 0
+
+
 def test_an_unknown_declared_split_is_named() -> None:
     with pytest.raises(UserError, match="declares the split 'dev', which is none of train, validation, test"):
         assign(["a"], 0, EIGHTY, declared=["dev"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nima import params_file, runtime
+from nima import tokens as tokens_on_disk
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.errors import UserError
@@ -237,6 +238,21 @@ def test_a_foreign_or_damaged_shard_is_named(
     assert "\n" not in str(raised.value)
 
 
+def test_spans_are_checked_in_every_part_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [document(n, [1] * (n % 4 + 1), [(0, 1)] * (n % 3 > 0)) for n in range(50)]
+    folder = tmp_path / "tokens"
+    write(folder, documents)
+    monkeypatch.setattr(tokens_on_disk, "CHECKED_AT_ONCE", 7)
+    tokens = Tokens.open(folder)
+    assert [len(tokens.spans(n)) for n in range(50)] == [int(n % 3 > 0) for n in range(50)]
+    path = folder / "tokens-00000.bin"
+    content = bytearray(path.read_bytes())
+    content[-8:] = (9).to_bytes(8, "little")  # the end of the last span
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a loss span lies outside its document"):
+        TokenShard(path)
+
+
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "tokens-00000.bin").unlink()
     with pytest.raises(UserError, match=r"tokens-00000\.bin: broken: No such file"):
@@ -324,6 +340,20 @@ def test_the_stage_gives_the_same_bytes_each_time(project: Path) -> None:
         contents.append({str(path): path.read_bytes() for path in paths})
     assert len(contents[0]) == 6
     assert contents[0] == contents[1]
+
+
+def test_whole_columns_give_the_same_bytes_as_single_documents(project: Path) -> None:
+    texts = ["", "Đo nhiệt độ\n\n\tđo lại", "a" * 5000, "x 1 2 3", "end"]
+    strange = [
+        Document(document_id("odd", str(n)), "odd", f"{n}.md", f"e{n:015x}", 0.5, "", text, None, "train")
+        for n, text in enumerate(texts)
+    ]
+    write_documents(project / "data/documents", [*corpus(1500), *strange])
+    found = []
+    for budget in (None, 1_000_000):
+        run_tokenize(max_total_tokens=budget)
+        found.append({path.name: path.read_bytes() for path in Path("data/tokens").iterdir()})
+    assert found[0] == found[1]
 
 
 def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interruption(

@@ -13,8 +13,11 @@ documents.parquet beside the shards says in token order which document is which.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,9 @@ class TokenShard:
         itemsize, self.num_tokens, self.num_documents, num_spans = read_header(path)
         self.path = path
         self.dtype = TOKEN_TYPES[itemsize]
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = np.frombuffer(mapped, np.uint8)
         sizes = array_sizes(itemsize, self.num_tokens, self.num_documents, num_spans)
         ends = HEADER.size + np.cumsum(sizes)
         tokens, offsets, span_offsets, spans = (
@@ -79,6 +84,8 @@ class TokenShard:
         self.check("document offsets", self.offsets, self.num_tokens)
         self.check("span offsets", self.span_offsets, num_spans)
         self.check_spans()
+        # What was read for the checks would count as memory in use.
+        mapped.madvise(mmap.MADV_DONTNEED)
 
     def check(self, name: str, offsets: np.ndarray, end: int) -> None:
         if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
@@ -189,7 +196,12 @@ class Tokens:
     @cached_property
     def groups(self) -> np.ndarray:
         """S16[num_documents]: what splits are decided by."""
-        return np.concatenate([np.zeros(0, "S16"), *map(short_texts, self.column("group").chunks)])
+        groups, start = np.zeros(self.num_documents, "S16"), 0
+        with opened(self.folder / DOCUMENTS_FILE) as file:
+            for batch in file.iter_batches(columns=["group"]):
+                groups[start : start + len(batch)] = short_texts(batch["group"])
+                start += len(batch)
+        return groups
 
     @cached_property
     def sources(self) -> np.ndarray:
@@ -237,13 +249,19 @@ class Tokens:
 
 
 def column_of(path: Path, name: str) -> pa.ChunkedArray:
-    """A column of `DOCUMENTS_FILE`. Raises `UserError`."""
+    with opened(path) as file:
+        return file.read([name])[name]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """`DOCUMENTS_FILE`. Raises `UserError` if it is not whole."""
     try:
         with pq.ParquetFile(path) as file:
-            if file.schema_arrow.names != DOCUMENTS_SCHEMA.names:
-                found = file.schema_arrow.names
+            found = file.schema_arrow.names
+            if found != DOCUMENTS_SCHEMA.names:
                 raise broken(path, f"columns {found}, expected {DOCUMENTS_SCHEMA.names}")
-            return file.read([name])[name]
+            yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise broken(path, str(error).splitlines()[0]) from error
 

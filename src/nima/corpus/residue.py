@@ -4,6 +4,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from html import unescape
 from html.entities import html5
 
@@ -44,13 +45,12 @@ FLAGS = (
 )
 FLAGS += "|readonly|required|reversed|selected"
 ATTRIBUTE = rf"[ \t]+(?:[A-Za-z_:@][\w:.@-]*[ \t]*=[ \t]*(?:{VALUE})|(?:{FLAGS})(?=[\s/>]))"
-RESIDUE = re.compile(
+RESIDUE = (
     rf"(?P<code><(?P<kind>{CODE})\b[^<>\n]*>.{{0,400}}?</(?P=kind)[ \t]*>)"
     rf"|&lt;/?(?:{NAMES}|{CODE})\b(?:[^<>&\n]*&gt;)?"
     rf"|<(?P<slash>/?)(?P<name>{NAMES})(?P<attributes>(?:{ATTRIBUTE})*)[ \t]*/?>(?P<after>[ \t]*)"
     r"|<!--[^\n]{0,4000}?-->"
-    r"|(?P<entity>&(?:\#\d{1,7}|\#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)",
-    re.IGNORECASE | re.ASCII,
+    r"|(?P<entity>&(?:\#\d{1,7}|\#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)"
 )
 SIGN = re.compile(r"</?[A-Za-z]|<!--|&[#A-Za-z]")
 CLOSING = re.compile(rf"</({AMBIGUOUS})[ \t]*>", re.IGNORECASE | re.ASCII)
@@ -59,6 +59,12 @@ BACKTICKS = re.compile(r"`+")
 # They open code and tables, so they stay in the form that does not.
 STRUCTURAL = "`|"
 INVISIBLE = "\u00ad\u200b\ufeff"
+
+
+@cache
+def residue() -> re.Pattern[str]:
+    """Compiled at the first need: it takes as long as importing all of this package."""
+    return re.compile(RESIDUE, re.IGNORECASE | re.ASCII)
 
 
 def may_hold_residue(text: str) -> bool:
@@ -120,7 +126,7 @@ def stripped(paragraph: str, closed: set[str]) -> str:
     """The paragraph without its residue; as many lines as before."""
     spans = code_spans(paragraph)
     parts, at, last = [], 0, "\n"
-    for match in RESIDUE.finditer(paragraph):
+    for match in residue().finditer(paragraph):
         if touches(spans, match.start(), match.end()):
             continue
         parts.append(paragraph[at : match.start()])
