@@ -156,7 +156,9 @@ class Tokens:
         """Maps a folder that `TokenWriter` wrote. Raises `UserError` naming the file that is broken."""
         path = folder / DOCUMENTS_FILE
         try:
-            table = pq.read_table(path)
+            # pq.read_table would load pandas.
+            with pq.ParquetFile(path) as file:
+                table = file.read()
         except (OSError, pa.ArrowInvalid) as error:
             raise broken(path, str(error).splitlines()[0]) from error
         if table.schema.names != DOCUMENTS_SCHEMA.names:
