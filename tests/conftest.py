@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,22 +145,52 @@ def create_project(path: Path) -> Project:
     return project
 
 
-@pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small project after `dvc repro`, committed. Built once, whatever the number of test workers."""
-    shared = tmp_path_factory.getbasetemp()
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what their module sets up once go to one worker: else each worker would set it up."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        shares = any(found[-1].scope == "module" for found in fixtures)
+        if shares and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Project:
+    """The project that `build` makes in a folder: once, whatever the number of test workers."""
+    shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    place = shared / "finished" / "project"
-    with (shared / "finished.lock").open("w") as lock:
+    place = shared / name / "project"
+    with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place.parent / "done").exists():
             shutil.rmtree(place.parent, ignore_errors=True)
-            project = create_project(place)
-            project.dvc("repro")
-            project.commit("The first results")
+            build(place)
             (place.parent / "done").touch()
     return Project(place)
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The small project after `dvc repro`, committed."""
+
+    def build(place: Path) -> None:
+        project = create_project(place)
+        project.dvc("repro")
+        project.commit("The first results")
+
+    return built_once(tmp_path_factory, "finished", build)
+
+
+@pytest.fixture(scope="session")
+def tried_project(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The finished project with an experiment `brief`, whose samples are shorter. To copy, not to change."""
+
+    def build(place: Path) -> None:
+        project = finished_project.copy_to(place)
+        project.dvc("exp", "run", "--temp", "-n", "brief", "-S", "generate.max_new_tokens=5")
+
+    return built_once(tmp_path_factory, "tried", build)
 
 
 @pytest.fixture

@@ -94,7 +94,9 @@ def test_a_learning_rate_runs_training_and_what_follows_and_the_pull_request_hea
     assert ci.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_data_under_dvc_is_run_and_a_change_taken_back_is_not_trained_again(team: Team) -> None:
+def test_data_under_dvc_is_run_and_a_change_taken_back_is_not_trained_again(folder_team: Team) -> None:
+    """With the data in a folder: nothing here depends on a server."""
+    team = folder_team
     a = team.developer("a")
     change_note(a, "A note that CI has never seen.\n")
     a.dvc("push", "-q")

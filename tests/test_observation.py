@@ -178,9 +178,8 @@ def test_the_run_ends_with_a_summary(watched: tuple[Project, str]) -> None:
 def test_a_temporary_run_leaves_its_record_in_the_main_workspace_and_git_clean(project: Project) -> None:
     before = project.run("git", "status", "--porcelain").stdout
     project.run("rm", "-rf", ".nima")
-    project.dvc(
-        "exp", "run", "--temp", "-n", "aside", "-S", "training.lr=0.003", "-S", "training.max_steps=8"
-    )
+    changes = ("-S", "training.lr=0.003", "-S", "training.max_steps=8")
+    project.dvc("exp", "run", "--temp", "-n", "aside", *changes, "train")
     (record,) = records(project)
     assert record["status"] == "finished"
     assert record["sessions"][0]["experiment"] == "aside"

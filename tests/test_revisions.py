@@ -11,10 +11,9 @@ from nima.revisions import Revision, commit_of, flat, project_root
 
 
 @pytest.fixture(scope="module")
-def runs(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def runs(tried_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which an experiment with shorter samples ran, and whose workspace moved on since."""
-    project = finished_project.copy_to(tmp_path_factory.mktemp("revisions") / "project")
-    project.dvc("exp", "run", "--temp", "-n", "brief", "-S", "generate.max_new_tokens=5")
+    project = tried_project.copy_to(tmp_path_factory.mktemp("revisions") / "project")
     project.set_params({"generate": {"seed": 99}})
     return project
 

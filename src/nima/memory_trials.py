@@ -22,7 +22,7 @@ from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_
 from nima.memory import is_out_of_memory
 from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
-from nima.runtime import keep_freed_memory
+from nima.runtime import compute_deterministically, keep_freed_memory
 from nima.signals import end_with
 
 # Of the memory that is free when the trials begin: the rest is for what they don't see.
@@ -114,7 +114,7 @@ def answer(work: Work, pipe: Connection) -> None:
     with suppress(OSError):
         OOM_SCORE.write_text("1000", encoding="ascii")
     torch.set_num_threads(work.threads)
-    torch.use_deterministic_algorithms(True)
+    compute_deterministically()
     keep_freed_memory()
     before = used_bytes(work.device)
     pipe.send(int(USABLE_SHARE[work.device.type] * work.share * free_bytes(work.device)))

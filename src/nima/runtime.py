@@ -35,6 +35,7 @@ import ctypes
 import math
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -310,12 +311,23 @@ def set_up_torch(runtime: Runtime) -> "torch.device":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(name, str(runtime.compiled / folder))
-    torch.use_deterministic_algorithms(True)
+    compute_deterministically()
     keep_freed_memory()
     torch.set_num_threads(runtime.threads)
     if not available or runtime.device == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", runtime.place.local_rank) if runtime.place else torch.device("cuda")
+
+
+def compute_deterministically() -> None:
+    """As `torch.use_deterministic_algorithms(True)`, which loads the compiler: two seconds of every start."""
+    import torch
+
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(True)
+    else:
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # what the compiler reads if it is loaded later
+        torch.set_deterministic_debug_mode("error")
 
 
 def keep_freed_memory() -> None:

@@ -2,12 +2,37 @@
 
 import csv
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
-
-from dvclive import Live
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from nima.metrics import METRICS, Row
+
+
+def imported_without(absent: str, name: str) -> ModuleType:
+    """The module `name`, to which `absent` is not installed; unless that is loaded already."""
+    with nullcontext() if absent in sys.modules else hidden(absent):
+        return import_module(name)
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+if TYPE_CHECKING:
+    from dvclive import Live
+else:
+    # DVCLive loads pandas where it can, half a second of every start, for tables, which Nima does not log.
+    Live = imported_without("pandas", "dvclive").Live
 
 PLOTS = Path("plots")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nima.optimizer.adamw_8bit import adamw_8bit
 from nima.optimizer.adamw_scale import AdamWScale
+from nima.optimizer.eager import SGD, Adam, AdamW
 from nima.optimizer.groups import parameter_groups
 from nima.optimizer.muon import Muon, Spread, here, orthogonalised
 from nima.optimizer.schedule_free import ScheduleFreeAdamW
@@ -177,12 +178,12 @@ def rule_of(rates: Rates, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
     betas = (rates.beta1, rates.beta2)
     match rates.optimizer:
         case "muon" | "adamw":
-            return torch.optim.AdamW(groups, betas=betas, eps=EPSILON, fused=True)
+            return AdamW(groups, betas=betas, eps=EPSILON, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, betas=betas, eps=EPSILON, fused=True)
+            return Adam(groups, betas=betas, eps=EPSILON, fused=True)
         case "sgd":
             nesterov = rates.nesterov and rates.momentum > 0
-            return torch.optim.SGD(groups, momentum=rates.momentum, nesterov=nesterov)
+            return SGD(groups, momentum=rates.momentum, nesterov=nesterov)
         case "adamw_scale":
             return AdamWScale(groups, betas=betas, eps=EPSILON)
         case "adamw_8bit":

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nima.optimizer.eager import Eager
+
 # A parameter of zeros must be able to leave them: Adafactor's epsilon_2.
 SMALLEST_SCALE = 1e-3
 
 
-class AdamWScale(torch.optim.Optimizer):
+class AdamWScale(Eager):
     """AdamW with each parameter's step multiplied by the root mean square of the parameter's values.
 
     The scaling is Adafactor's (Shazeer & Stern 2018, section 8, https://arxiv.org/abs/1804.04235), on

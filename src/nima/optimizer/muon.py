@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nima.optimizer.eager import Eager
+
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -21,7 +23,7 @@ def here(function: Callable[[Tensor], Tensor], matrices: list[Tensor]) -> list[T
     return list(function(torch.stack(matrices)))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Eager):
     """Momentum whose matrix is replaced by the nearest orthogonal one (Jordan et al. 2024).
 
     An update has spectral norm about 1, times sqrt(rows / columns) for tall matrices, so that one learning

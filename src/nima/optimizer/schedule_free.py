@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nima.optimizer.eager import Eager
 
-class ScheduleFreeAdamW(torch.optim.Optimizer):
+
+class ScheduleFreeAdamW(Eager):
     """Defazio et al. 2024, The Road Less Scheduled, https://arxiv.org/abs/2405.15682.
 
     Three sequences: z is stepped, x is the average of all z so far, and gradients are taken at
