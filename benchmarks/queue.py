@@ -1,8 +1,8 @@
 """Does a queue of experiments survive its workers: 20 experiments, 2 workers, one of which is killed.
 
 Run with `python -m benchmarks.queue`, in the environment's own Python. A project of one stage, which only
-sleeps, is made in a temporary folder; when the sixth experiment runs, a worker gets SIGKILL, with all that it
-started or (in the second round) alone. Printed are the states, and what an experiment costs beside its sleep.
+sleeps, is made in a temporary folder; when five are done and two are in their stage, a worker gets SIGKILL, with all
+that it started or (in the second round) alone; the stages wait for it. Printed are the states, and what an experiment costs beside its sleep.
 """
 
 import os
@@ -15,6 +15,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 from nima.dvc_command import dvc
 from nima.experiment_queue import Queue
 from nima.experiments import Outcome, Request, commits, run
@@ -25,9 +27,11 @@ NUM_WORKERS = 2
 SLEEP_SECONDS = 2
 KILL_AFTER = 5
 STAGE = f"""
-import json, pathlib, re, time
+import json, os, pathlib, re, time
 lr = float(re.search(r"(?m)^  lr: ([^ #]+)", pathlib.Path("params.yaml").read_text())[1])
 time.sleep({SLEEP_SECONDS})
+while lr > {KILL_AFTER / 1000} and not pathlib.Path(os.environ["KILLED"]).exists():
+    time.sleep(0.05)
 pathlib.Path("metrics").mkdir(exist_ok=True)
 pathlib.Path("metrics/evaluate.json").write_text(json.dumps({{"test": {{"loss": lr}}}}))
 """
@@ -53,18 +57,31 @@ def create(folder: Path) -> None:
 
 
 def kill_worker(folder: Path, *, whole_group: bool) -> None:
-    """When some are done and both workers are busy."""
+    """When some are done and both workers wait for their stages."""
     queue = Queue(folder)
     while True:
-        running = [task for task in queue.waiting().values() if task.state == "running"]
-        if len(commits(folder)) >= KILL_AFTER and len(running) == NUM_WORKERS and len(queue.workers()) == 2:
+        if len(commits(folder)) >= KILL_AFTER and stages_in(folder) == NUM_WORKERS:
             worker = min(queue.workers())
             if whole_group:
                 os.killpg(os.getpgid(worker), signal.SIGKILL)
             else:
                 os.kill(worker, signal.SIGKILL)
+            (folder / "killed").touch()
             return
         time.sleep(0.2)
+
+
+def stages_in(folder: Path) -> int:
+    """How many processes run the stage."""
+    found = 0
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        line, place = process.info["cmdline"] or [], process.info["cwd"] or ""
+        found += (
+            line[-1:] == ["train.py"]
+            and Path(line[0]).name.startswith("python")
+            and place.startswith(str(folder))
+        )
+    return found
 
 
 def measured(*, whole_group: bool) -> tuple[list[Outcome], float, float, int]:
@@ -72,6 +89,7 @@ def measured(*, whole_group: bool) -> tuple[list[Outcome], float, float, int]:
     with tempfile.TemporaryDirectory(prefix="nima-queue-") as name:
         folder = Path(name).resolve()
         create(folder)
+        os.environ["KILLED"] = str(folder / "killed")
         threading.Thread(
             target=kill_worker, args=(folder,), kwargs={"whole_group": whole_group}, daemon=True
         ).start()
