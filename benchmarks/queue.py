@@ -2,7 +2,8 @@
 
 Run with `python -m benchmarks.queue`, in the environment's own Python. A project of one stage, which only
 sleeps, is made in a temporary folder; when five are done and two are in their stage, a worker gets SIGKILL, with all
-that it started or (in the second round) alone; the stages wait for it. Printed are the states, and what an experiment costs beside its sleep.
+that it started or (in the second round) alone; the stages wait for it. Printed are the states, and what an
+experiment costs beside its sleep.
 """
 
 import os
