@@ -18,7 +18,7 @@ from nima.batches import Batching, training_batches
 from nima.batches.packed import best_fit
 from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.errors import UserError
-from nima.presets import resolve
+from nima.params.presets import resolve
 from nima.tokens import Tokens
 
 NUM_DOCUMENTS = 1_000_000

@@ -55,7 +55,8 @@ def corpus(path: Path, num_bytes: int) -> Path:
 NIMA = """
 import sys
 from pathlib import Path
-from nima import batches, encoding, runtime, splits
+from nima import batches, encoding, splits
+from nima.workspace import runtime
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
 from nima.parallel import workers

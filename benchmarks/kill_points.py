@@ -34,12 +34,12 @@ from nima.batches import Stream, scoring_windows, training_batches
 from nima.checkpoint import open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
+from nima.monitoring.progress import TrainingProgress
 from nima.params import EarlyStoppingParams, RunParams, TrainingParams
 from nima.processes import ALONE
-from nima.progress import TrainingProgress
-from nima.signals import StopRequest
 from nima.tensors import write_tensors
 from nima.tracking import StageLive
+from nima.workspace.signals import StopRequest
 
 BLOCK, STEPS = 8, 6
 OVERFLOW_AT_UPDATE = 3

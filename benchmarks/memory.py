@@ -26,12 +26,12 @@ from nima.compilation import compile_layers
 from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.hardware import peak_resident_bytes, resident_bytes
+from nima.monitoring.progress import TrainingProgress
 from nima.params import RunParams, TrainingParams
-from nima.presets import resolve
-from nima.progress import TrainingProgress
-from nima.runtime import keep_freed_memory
-from nima.signals import StopRequest
+from nima.params.presets import resolve
 from nima.training import Run, train
+from nima.workspace.runtime import keep_freed_memory
+from nima.workspace.signals import StopRequest
 
 SHAPE = Shape(num_layers=6, width=384, num_heads=6, vocab_size=4096, block_tokens=256)
 ROWS, STEPS, WARM_UP_STEPS, THREADS = 16, 4, 2, 2

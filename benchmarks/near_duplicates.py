@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nima.corpus.similarity import NUM_HASHES, banding, near_duplicates, sketch
+from nima.corpus.duplicates.similarity import NUM_HASHES, banding, near_duplicates, sketch
 from nima.params.data import NearDuplicatesParams
 
 ROOT = Path(__file__).parent.parent

@@ -20,13 +20,13 @@ from nima.batches import Stream, evenly_spread, scoring_windows, training_batche
 from nima.checkpoint import RunFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
+from nima.monitoring.progress import TrainingProgress
 from nima.params import RunParams, TrainingParams
 from nima.processes.joining import joined
-from nima.progress import TrainingProgress
-from nima.runtime import load
-from nima.signals import StopRequest
 from nima.tracking import Unlogged
 from nima.training import Run, train
+from nima.workspace.runtime import load
+from nima.workspace.signals import StopRequest
 
 ROUNDS, STEPS, UNCOUNTED = 3, 7, 2
 VOCABULARY, BLOCK, BATCH = 4096, 256, 4096

@@ -1,7 +1,7 @@
 """Does a queue of experiments survive its workers: 20 experiments, 2 workers, one of which is killed.
 
 Run with `python -m benchmarks.queue`, in the environment's own Python. A project of one stage, which only
-sleeps, is made in a temporary folder; when five are done and two are in their stage, a worker gets SIGKILL, with all
+sleeps, is made in a temporary folder; when five are done and two are at work, a worker gets SIGKILL, with all
 that it started or (in the second round) alone; the stages wait for it. Printed are the states, and what an
 experiment costs beside its sleep.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from nima.dvc_command import dvc
-from nima.experiment_queue import Queue
-from nima.experiments import Outcome, Request, commits, run
+from nima.experiments.experiment_queue import Queue
+from nima.experiments.experiments import Outcome, Request, commits, run
+from nima.repository.dvc_command import dvc
 
 ROOT = Path(__file__).parent.parent
 NUM_EXPERIMENTS = 20

@@ -19,10 +19,10 @@ from nima.batches import TrainingBatches
 from nima.checkpoint import open_run
 from nima.decoder import Decoder
 from nima.evaluation.likelihood import Scorer, total
-from nima.metrics import Row
 from nima.params import RunParams, TrainingParams
-from nima.signals import StopRequest
 from nima.training import Run, train
+from nima.workspace.metrics import Row
+from nima.workspace.signals import StopRequest
 
 # After which step, at which own second, which bits per byte of the validation part.
 Curve = list[tuple[int, float, float]]

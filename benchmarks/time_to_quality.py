@@ -24,7 +24,9 @@ from benchmarks.systems import (
     without_head,
 )
 from benchmarks.turns import Turns
-from nima import params_file, recipe, runtime
+from nima import recipe
+from nima.params import params_file
+from nima.workspace import runtime
 
 PEER_STEPS = 300
 NIMA_STEPS = 110

@@ -3,19 +3,19 @@
 import time
 from pathlib import Path
 
-from nima import metrics, pretrained, splits
+from nima import pretrained, splits
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
 from nima.finished_runs import drop_stored
-from nima.outputs import write_files
 from nima.params import Params
 from nima.pictures import draw_bars
-from nima.runtime import Runtime, set_up_torch
-from nima.signals import StopRequest
 from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 from nima.trackers import tell_trackers
+from nima.workspace import metrics, outputs
+from nima.workspace.runtime import Runtime, set_up_torch
+from nima.workspace.signals import StopRequest
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
@@ -29,7 +29,7 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
         seconds = time.perf_counter() - started
         card = scorecard(parts, scored_text(scorer, words), poll=stop.check)
     metrics.write_metrics("evaluate", card)
-    plots = write_files(Path("plots/evaluate"), tables(bars := bits_per_byte(card)))
+    plots = outputs.write_files(Path("plots/evaluate"), tables(bars := bits_per_byte(card)))
     draw_bars(plots / "bits_per_byte.png", "Test text: smaller is better", "bits per byte", bars[ALL_TEXT])
     tell_trackers(runtime, folder, metrics={"evaluate": card})
     drop_stored(runtime.checkpoints, runtime.is_in_dvc_cache)

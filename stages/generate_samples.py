@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 
 from nima import generation, pretrained, samples
-from nima.metrics import write_metrics
-from nima.outputs import write_files
 from nima.params import Params
-from nima.runtime import Runtime, set_up_torch
-from nima.signals import StopRequest
 from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
 from nima.trackers import tell_trackers
+from nima.workspace.metrics import write_metrics
+from nima.workspace.outputs import write_files
+from nima.workspace.runtime import Runtime, set_up_torch
+from nima.workspace.signals import StopRequest
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:

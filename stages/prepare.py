@@ -5,11 +5,11 @@ from pathlib import Path
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
 from nima.errors import UserError
-from nima.metrics import write_metrics
 from nima.parallel import working
 from nima.params import Params
-from nima.runtime import Runtime
 from nima.stage import code_of, run_stage
+from nima.workspace.metrics import write_metrics
+from nima.workspace.runtime import Runtime
 
 DOCUMENTS = Path("data/documents")
 REJECTED = Path("data/rejected")

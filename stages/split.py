@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from nima import data_report, splits
-from nima.metrics import write_metrics
-from nima.outputs import write_files
 from nima.params import Params
-from nima.runtime import Runtime
 from nima.separation import separated
 from nima.stage import run_stage
 from nima.tokens import Tokens
+from nima.workspace.metrics import write_metrics
+from nima.workspace.outputs import write_files
+from nima.workspace.runtime import Runtime
 
 DOCUMENTS, REJECTED = Path("data/documents"), Path("data/rejected")
 

@@ -2,16 +2,16 @@
 
 from nima import micro_batch, recipe
 from nima.finished_runs import drop_stored
-from nima.inputs import contents, fingerprint_of
 from nima.launch import run_stage_in_processes
 from nima.observation import observe
-from nima.outputs import rewritten
 from nima.params import Params
-from nima.params_file import stage_dependencies
+from nima.params.params_file import stage_dependencies
 from nima.processes.joining import joined, num_processes
-from nima.runtime import Runtime, set_up_torch
-from nima.signals import StopRequest
 from nima.training import Run
+from nima.workspace.inputs import contents, fingerprint_of
+from nima.workspace.outputs import rewritten
+from nima.workspace.runtime import Runtime, set_up_torch
+from nima.workspace.signals import StopRequest
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 from nima.corpus.document import Rejection
-from nima.corpus.formats import Record, read_records
+from nima.corpus.formats.formats import Record, read_records
 from nima.params import LimitsParams, SourceParams
 
 

@@ -9,18 +9,7 @@ SOURCE = ROOT / "src"
 STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples")
 
 # What they write is for people, trackers and logs, and in no stage's outputs.
-ONLY_TELLING = {
-    "log_file",
-    "monitor",
-    "observation",
-    "pace",
-    "profiling",
-    "progress",
-    "run_record",
-    "speed",
-    "surroundings",
-    "trackers",
-}
+ONLY_TELLING = {"monitoring", "observation", "trackers"}
 
 
 def modules() -> dict[str, Path]:

@@ -22,24 +22,8 @@ from stage_code import (
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
-    ("errors", "presets"),
-    (
-        "params",
-        "params_file",
-        "runtime",
-        "inputs",
-        "outputs",
-        "scratch",
-        "signals",
-        "parallel",
-        "metrics",
-        "tensors",
-        "targets",
-        "columns",
-        "log_file",
-        "hardware",
-        "surroundings",
-    ),
+    ("errors",),
+    ("workspace", "params", "scratch", "parallel", "tensors", "targets", "columns", "hardware"),
     ("corpus", "conversation", "tokenizer", "fused", "decoder", "compilation", "pretrained"),
     (
         "tokens",
@@ -56,14 +40,9 @@ LAYERS = (
         "plateau",
         "finished_runs",
         "checkpoint",
-        "run_record",
+        "monitoring",
         "trackers",
         "tracking",
-        "monitor",
-        "speed",
-        "pace",
-        "profiling",
-        "progress",
         "pictures",
     ),
     ("evaluation", "generation", "samples", "inspection"),
@@ -81,45 +60,16 @@ LAYERS = (
         "provision",
     ),
     ("saved_runs", "checkpoint_commands"),
-    ("other_processes", "git", "dvc_command", "clean_clone", "remotes", "markdown"),
-    (
-        "revisions",
-        "charts",
-        "web_pages",
-        "comparison",
-        "comparison_views",
-        "shared_clone",
-        "repeats",
-        "description",
-        "report",
-        "search_space",
-        "study",
-        "tuning",
-        "study_charts",
-        "study_page",
-        "results_commands",
-    ),
-    (
-        "committed",
-        "unseen",
-        "preflight",
-        "overrides",
-        "experiment_queue",
-        "experiments",
-        "recorded_versions",
-        "differences",
-        "verification",
-        "experiment_archive",
-        "experiment_commands",
-    ),
+    ("repository", "remotes", "reports", "verification", "experiments", "tuning"),
+    ("results_commands", "experiment_commands"),
     ("ci",),
     ("cli",),
 )
 # The one module that may import each heavy package.
 OWNERS = {
-    "ruamel": {"nima.params_file", "nima.corpus.yaml_tree"},
-    "pydantic": {"nima.params", "nima.params_file"},
-    "pydantic_core": {"nima.params", "nima.params_file"},
+    "ruamel": {"nima.params.params_file", "nima.corpus.formats.yaml_tree"},
+    "pydantic": {"nima.params"},
+    "pydantic_core": {"nima.params"},
     "tokenizers": {"nima.tokenizer"},
     "tiktoken": {"nima.tokenizer"},
     "pyarrow": {
@@ -127,25 +77,25 @@ OWNERS = {
         "nima.corpus.document",
         "nima.corpus.outcomes",
         "nima.corpus.collection",
-        "nima.corpus.parquet",
+        "nima.corpus.formats.parquet",
         "nima.tokens",
         "nima.token_writer",
         "nima.encoding",
-        "nima.differences",
+        "nima.verification.differences",
     },
-    "datasets": {"nima.corpus.hub"},
-    "qdrant_client": {"nima.corpus.vectors"},
+    "datasets": {"nima.corpus.sources.hub"},
+    "qdrant_client": {"nima.corpus.sources.vectors"},
     "ray": {"nima.parallel"},
     "sentencepiece": {"nima.tokenizer"},
-    "selectolax": {"nima.corpus.html"},
-    "chardet": {"nima.corpus.encodings"},
-    "ftfy": {"nima.corpus.cleaning"},
-    "py3langid": {"nima.corpus.languages"},
+    "selectolax": {"nima.corpus.formats.html"},
+    "chardet": {"nima.corpus.formats.encodings"},
+    "ftfy": {"nima.corpus.cleaning.cleaning"},
+    "py3langid": {"nima.corpus.quality.languages"},
     "jinja2": {
         "nima.conversation.templates",
         "nima.inspection.page",
         "nima.data_report",
-        "nima.web_pages",
+        "nima.reports.web_pages",
     },
     "typer": {
         "nima.cli",
@@ -153,19 +103,19 @@ OWNERS = {
         "nima.results_commands",
         "nima.experiment_commands",
     },
-    "scipy": {"nima.comparison"},
-    "optuna": {"nima.study"},
+    "scipy": {"nima.reports.comparison"},
+    "optuna": {"nima.tuning.study"},
     "safetensors": {"nima.tensors"},
     "dvclive": {"nima.tracking"},
     "accelerate": {"nima.processes"},
     "matplotlib": {"nima.pictures"},
-    "rich": {"nima.progress", "nima.inspection.terminal", "nima.comparison_views"},
+    "rich": {"nima.monitoring.progress", "nima.inspection.terminal", "nima.reports.comparison_views"},
     "psutil": {
-        "nima.runtime",
-        "nima.surroundings",
-        "nima.other_processes",
+        "nima.workspace.runtime",
+        "nima.monitoring.surroundings",
+        "nima.repository.other_processes",
         "nima.hardware",
-        "nima.monitor",
+        "nima.monitoring.monitor",
     },
     "pynvml": {"nima.hardware"},
     "tensorboard": {"nima.trackers.to_tensorboard"},
@@ -175,8 +125,8 @@ OWNERS = {
     "zstandard": {
         "nima.checkpoint.compression",
         "nima.evaluation.compression",
-        "nima.corpus.unpacking",
-        "nima.corpus.tars",
+        "nima.corpus.formats.unpacking",
+        "nima.corpus.sources.tars",
     },
     "vl_convert": {"nima.provision"},
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
@@ -184,7 +134,7 @@ OWNERS = {
     "liger_kernel": {"nima.fused"},
 }
 # These run on a machine that has only torch and numpy.
-BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "speed")
+BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "monitoring.speed")
 FORBIDDEN_WORDS = {"util", "utils", "common", "misc", "helper", "helpers", "base", "engine"}
 FORBIDDEN_WORDS |= {"manager", "factory", "handler", "processor"}
 
@@ -282,9 +232,8 @@ def test_nothing_happens_at_import(path: Path) -> None:
 
 
 def test_importing_the_library_writes_nothing_and_loads_no_torch_for_params() -> None:
-    code = (
-        "import sys, nima.params_file, nima.stage; sys.exit(not {'torch', 'dvclive'}.isdisjoint(sys.modules))"
-    )
+    heavy = {"torch", "dvclive"}
+    code = f"import sys, nima.params.params_file, nima.stage; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, check=False)
     assert done.returncode == 0
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nima.charts import Axis, Line, axis, bar_chart, line_chart
+from nima.reports.charts import Axis, Line, axis, bar_chart, line_chart
 
 
 def marks(scale: Axis) -> list[str]:

@@ -18,9 +18,9 @@ from nima.checkpoint.lock import is_held
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.errors import Interrupted, UserError
 from nima.params import ModelParams, RunParams
-from nima.runtime import Runtime
-from nima.runtime import load as load_runtime
-from nima.signals import StopRequest
+from nima.workspace.runtime import Runtime
+from nima.workspace.runtime import load as load_runtime
+from nima.workspace.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -132,9 +132,8 @@ def test_results_that_change_with_every_run_do_not_go_round_for_ever(team: Team)
 
 def test_a_stopped_run_leaves_no_stage_behind_and_a_second_one_does_not_disturb_it(team: Team) -> None:
     a = team.clone("a")
-    pause = (
-        "    import time\n    from nima.signals import die_with_dvc\n    die_with_dvc()\n    time.sleep(60)\n"
-    )
+    watch = "    from nima.workspace.signals import die_with_dvc\n    die_with_dvc()\n"
+    pause = f"    import time\n{watch}    time.sleep(60)\n"
     replace(a, "toy.py", 'if stage == "train":\n', f'if stage == "train":\n{pause}')
     a.set_params({"training": {"lr": 0.05}})
     push_commit(a, "Train for a minute")

@@ -22,9 +22,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nima.corpus.archives import is_archive
-from nima.corpus.files import SourceFile
-from nima.corpus.sources import files_of
+from nima.corpus.sources.archives import is_archive
+from nima.corpus.sources.files import SourceFile
+from nima.corpus.sources.sources import files_of
 from nima.errors import SourceError
 from nima.params import LimitsParams, SourceParams
 
@@ -172,7 +172,7 @@ def test_a_compressed_tar_is_unpacked_once_and_gone_when_the_program_ends(tmp_pa
     archive = write_tar(tmp_path / "a.tar.gz", MEMBERS)
     code = f"""
 from pathlib import Path
-from nima.corpus.sources import files_of
+from nima.corpus.sources.sources import files_of
 from nima.params import LimitsParams, SourceParams
 scratch = Path({str(tmp_path / "scratch")!r})
 files = list(files_of(SourceParams(name="s", path={str(archive)!r}), Path("none"), LimitsParams(), scratch))

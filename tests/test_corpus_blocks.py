@@ -1,6 +1,6 @@
 import pytest
 
-from nima.corpus.blocks import verbatim_lines
+from nima.corpus.quality.blocks import verbatim_lines
 
 
 def kept(text: str, markup: str) -> list[str]:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from nima.corpus import cleaning
-from nima.corpus.blocks import FENCE_END, Markup, verbatim_lines
-from nima.corpus.cleaning import CONTROL, LEGACY, SUSPECT, clean, needs_nothing
+from nima.corpus.cleaning import cleaning
+from nima.corpus.cleaning.cleaning import CONTROL, LEGACY, SUSPECT, clean, needs_nothing
+from nima.corpus.quality.blocks import FENCE_END, Markup, verbatim_lines
 from nima.params import CleaningParams
 
 RULES = CleaningParams()

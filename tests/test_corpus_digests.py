@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.corpus import digests
-from nima.corpus.digests import NEW, SeenDigests
+from nima.corpus.duplicates import digests
+from nima.corpus.duplicates.digests import NEW, SeenDigests
 
 
 @settings(max_examples=60, deadline=None)

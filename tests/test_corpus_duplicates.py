@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nima.corpus.document import Message
-from nima.corpus.duplicates import content_digest, group_of
+from nima.corpus.duplicates.duplicates import content_digest, group_of
 
 
 def test_space_at_line_ends_and_around_the_text_makes_no_difference() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from held_files import HeldFile, read, rejected, source_of, summary
 
-from nima.corpus.blocks import verbatim_lines
-from nima.corpus.formats import Record, is_splittable, read_records
+from nima.corpus.formats.formats import Record, is_splittable, read_records
+from nima.corpus.quality.blocks import verbatim_lines
 from nima.errors import SourceError
 from nima.params import LimitsParams
 
@@ -139,7 +139,7 @@ def test_the_raw_text_of_a_row_is_written_only_when_it_is_asked_for() -> None:
 
 
 def test_json_lines_are_split_only_where_a_byte_ends_every_line(tmp_path) -> None:
-    from nima.corpus.files import local_file
+    from nima.corpus.sources.files import local_file
 
     content = '{"text": "ä"}\n'
     for name, data, encoding, expected in [
@@ -160,7 +160,7 @@ def test_json_lines_are_split_only_where_a_byte_ends_every_line(tmp_path) -> Non
 
 
 def test_a_file_that_is_gone_is_not_splittable(tmp_path) -> None:
-    from nima.corpus.files import local_file
+    from nima.corpus.sources.files import local_file
 
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n")

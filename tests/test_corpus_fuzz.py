@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nima.corpus.document import Rejection, document_id
-from nima.corpus.formats import Record
-from nima.corpus.json_text import JsonParser, value_end
+from nima.corpus.formats.formats import Record
+from nima.corpus.formats.json_text import JsonParser, value_end
 
 TEXTS = ["plain", 'quotes " and \\ and [{', "two\nlines", "ümläut \U0001f600", "commas, and: colons"]
 PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}

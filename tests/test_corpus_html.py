@@ -3,7 +3,7 @@ import time
 import pytest
 from held_files import read, rejected
 
-from nima.corpus.blocks import verbatim_lines
+from nima.corpus.quality.blocks import verbatim_lines
 
 
 def markdown(html: str) -> str:

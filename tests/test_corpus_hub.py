@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nima.corpus import pages
-from nima.corpus.hub import hub_files
+from nima.corpus.sources import pages
+from nima.corpus.sources.hub import hub_files
 from nima.errors import SourceError, UserError
 from nima.params import SourceParams
 
@@ -146,7 +146,7 @@ def test_a_download_that_stops_goes_on_exactly_there(tmp_path: Path, kind: str, 
 SLOW_DOWNLOAD = """
 import sys, time
 from pathlib import Path
-from nima.corpus import hub, pages
+from nima.corpus.sources import hub, pages
 from nima.params import SourceParams
 line = hub.json_line
 hub.json_line = lambda record: (time.sleep(0.005), line(record))[1]

@@ -9,8 +9,8 @@ import pytest
 from held_files import HeldFile, read, rejected, source_of, summary
 
 from nima.corpus.document import Rejection
-from nima.corpus.files import local_file
-from nima.corpus.formats import Span, read_records
+from nima.corpus.formats.formats import Span, read_records
+from nima.corpus.sources.files import local_file
 from nima.params import LimitsParams
 
 # ---------------------------------------------------------------------------------- shapes of a JSON file

@@ -1,6 +1,6 @@
 import pytest
 
-from nima.corpus.languages import MIN_LETTERS, foreign_language
+from nima.corpus.quality.languages import MIN_LETTERS, foreign_language
 from nima.errors import UserError
 from nima.params.data import LanguageParams
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nima.corpus.lines import Line, lines_of
+from nima.corpus.formats.lines import Line, lines_of
 
 
 @given(st.binary(max_size=60).map(lambda data: data.replace(b"\x00", b"\n")), st.data())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from http_server import WebServer, web_server
 
-from nima.corpus import streams
-from nima.corpus.sources import fetch_packages, files_of
+from nima.corpus.sources import streams
+from nima.corpus.sources.sources import fetch_packages, files_of
 from nima.errors import SourceError
 from nima.params import LimitsParams, PackageParams, SourceParams
 

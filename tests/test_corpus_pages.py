@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.corpus import pages
-from nima.corpus.files import SourceFile
-from nima.corpus.pages import Page, Progress, json_line, page_files, read_progress, state_of
+from nima.corpus.sources import pages
+from nima.corpus.sources.files import SourceFile
+from nima.corpus.sources.pages import Page, Progress, json_line, page_files, read_progress, state_of
 from nima.errors import SourceError, UserError
 from nima.params import SourceParams
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from held_files import read, rejected, source_of, summary
 
-from nima.corpus.files import local_file
-from nima.corpus.formats import read_records
+from nima.corpus.formats.formats import read_records
+from nima.corpus.sources.files import local_file
 from nima.params import LimitsParams
 
 

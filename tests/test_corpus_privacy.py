@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.corpus.personal_data import has_check_digit
-from nima.corpus.privacy import KINDS, masked, private_flaw
+from nima.corpus.cleaning.personal_data import has_check_digit
+from nima.corpus.cleaning.privacy import KINDS, masked, private_flaw
 from nima.params.data import PrivacyParams
 
 # Joined here, so that no scanner takes the tests' own inventions for leaks.

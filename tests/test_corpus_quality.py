@@ -1,6 +1,6 @@
 import pytest
 
-from nima.corpus.quality import flaw_in
+from nima.corpus.quality.quality import flaw_in
 from nima.params import QualityParams
 
 GOOD = """# Backups

@@ -22,9 +22,10 @@ from http_server import Page, WebServer, web_server
 from object_stores import AzureAnswers, GoogleAnswers, ObjectStore, object_store
 from s3_server import S3Server, starting_s3_server
 
-from nima.corpus import buckets, failures, streams
-from nima.corpus.files import SourceFile
-from nima.corpus.sources import files_of
+from nima.corpus import buckets, failures
+from nima.corpus.sources import streams
+from nima.corpus.sources.files import SourceFile
+from nima.corpus.sources.sources import files_of
 from nima.errors import SourceError
 from nima.params import LimitsParams, SourceParams
 
@@ -562,7 +563,7 @@ def test_a_scheme_without_its_extra_says_what_to_install(tmp_path: Path) -> None
 import sys
 sys.modules["s3fs"] = None
 from pathlib import Path
-from nima.corpus.sources import files_of
+from nima.corpus.sources.sources import files_of
 from nima.params import SourceParams
 list(files_of(SourceParams(name="s", url="s3://corpus/a.md"), Path({str(tmp_path)!r})))
 """

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.corpus import similarity
-from nima.corpus.similarity import (
+from nima.corpus.duplicates import similarity
+from nima.corpus.duplicates.similarity import (
     MIN_RECALL,
     NEIGHBOURS,
     NUM_HASHES,
@@ -223,7 +223,7 @@ def test_memory_is_a_few_bytes_a_document(tmp_path: Path) -> None:
     """300,000 documents, half of them duplicates: 154 MB of sketches, of which little is ever in memory."""
     code = f"""
 import resource, numpy as np
-from nima.corpus.similarity import near_duplicates
+from nima.corpus.duplicates.similarity import near_duplicates
 draw = np.random.default_rng(0)
 with open({str(tmp_path / "sketches")!r}, "wb") as file:
     for _ in range(30):

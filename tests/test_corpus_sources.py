@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nima.corpus.files import SourceFile
-from nima.corpus.globs import glob_pattern
-from nima.corpus.sources import files_of
+from nima.corpus.sources.files import SourceFile
+from nima.corpus.sources.globs import glob_pattern
+from nima.corpus.sources.sources import files_of
 from nima.errors import SourceError
 from nima.params import SourceParams
 

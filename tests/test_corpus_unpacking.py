@@ -8,7 +8,7 @@ import pytest
 import zstandard
 from held_files import HeldFile, read, rejected, source_of, summary
 
-from nima.corpus.formats import read_records
+from nima.corpus.formats.formats import read_records
 from nima.errors import SourceError
 from nima.params import LimitsParams
 

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from nima.corpus import pages, vectors
-from nima.corpus.vectors import POINT_CLASSES, classes_in, qdrant_files
+from nima.corpus.sources import pages, vectors
+from nima.corpus.sources.vectors import POINT_CLASSES, classes_in, qdrant_files
 from nima.errors import SourceError, UserError
 from nima.params import SourceParams
 

@@ -15,7 +15,7 @@ from nima.decoder import (
     autocast,
     init_parameters,
 )
-from nima.presets import PRESETS, resolve
+from nima.params.presets import PRESETS, resolve
 from nima.targets import IGNORED
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nima.differences import difference, differences
 from nima.tensors import write_tensors
+from nima.verification.differences import difference, differences
 
 
 def text_of(tmp_path: Path, name: str, before: object, after: object) -> str:

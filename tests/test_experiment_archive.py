@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from nima.cli import application
 from nima.errors import UserError
-from nima.experiment_archive import keep, record
+from nima.experiments.experiment_archive import keep, record
 
 FIGURES = {"loss": 0.03, "bits_per_byte": 0.06, "accuracy": 0.5}
 

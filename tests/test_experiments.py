@@ -13,9 +13,9 @@ import pytest
 from conftest import Project
 from tiny_project import create_tiny_project
 
-from nima import experiments
 from nima.errors import ParamsError, UserError
-from nima.experiments import Request, run, wait
+from nima.experiments import experiments
+from nima.experiments.experiments import Request, run, wait
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 
 from nima import hardware
 from nima.hardware import EnergyMeter, Gpus, cpu_model, machine
-from nima.log_file import logging_to
-from nima.monitor import Monitor
+from nima.monitoring.log_file import logging_to
+from nima.monitoring.monitor import Monitor
 
 SOURCE = Path(__file__).parent.parent / "src"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nima.errors import InputsChangedError, UserError
-from nima.inputs import changed_since, contents, fingerprint, guard_inputs, snapshot
+from nima.workspace.inputs import changed_since, contents, fingerprint, guard_inputs, snapshot
 
 RAW = Path("data/raw")
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nima import launch
-from nima.runtime import place_of
+from nima.workspace.runtime import place_of
 
 ROOT = Path(__file__).parent.parent
 # What each process does is in a file that the test writes; it needs no torch.
@@ -21,7 +21,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from nima.errors import UserError
 from nima.launch import run_stage_in_processes
-from nima.signals import StopRequest
+from nima.workspace.signals import StopRequest
 
 RANK = int(os.environ.get("RANK", "0"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nima.log_file import logging_to, note
+from nima.monitoring.log_file import logging_to, note
 
 
 def lines_in(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from conftest import Project
 
 from nima.errors import UserError
 from nima.lr_finder import rate, smooth, suggestion
-from nima.metrics import Row
 from nima.params import LrFinderParams
+from nima.workspace.metrics import Row
 
 SETTINGS = LrFinderParams(min_lr=1e-4, max_lr=1.0, steps=41)
 

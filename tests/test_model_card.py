@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from nima.model_card import model_card, trained_card
 from nima.params import Params
-from nima.params_file import parse, plain
+from nima.params.params_file import parse, plain
 
 TRAIN: dict[str, Any] = {
     "parameters": 5_245_696,

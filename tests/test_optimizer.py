@@ -24,7 +24,7 @@ from nima.optimizer import (
     orthogonalised,
     parameter_groups,
 )
-from nima.presets import PRESETS, resolve
+from nima.params.presets import PRESETS, resolve
 from nima.tensors import read_tensors, write_tensors
 
 RATES = Rates(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nima.errors import UserError
-from nima.overrides import Combination, combinations, label, readable_name
-from nima.params_file import load
+from nima.experiments.overrides import Combination, combinations, label, readable_name
+from nima.params.params_file import load
 
 
 @pytest.fixture

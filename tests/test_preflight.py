@@ -12,9 +12,10 @@ import pytest
 from conftest import Project
 from tiny_project import create_tiny_project
 
-from nima import other_processes, preflight
 from nima.errors import UserError
-from nima.preflight import findings, shell_findings
+from nima.experiments import preflight
+from nima.experiments.preflight import findings, shell_findings
+from nima.repository import other_processes
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from nima.corpus import collection, portions, refinement
 from nima.corpus.document import Document, read_documents, read_rejections
 from nima.errors import SourceError, UserError
 from nima.params import Params, PrepareParams
-from nima.params_file import load
-from nima.runtime import Runtime
-from nima.runtime import load as load_runtime
+from nima.params.params_file import load
+from nima.workspace.runtime import Runtime
+from nima.workspace.runtime import load as load_runtime
 from stages import prepare
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "params.yaml"

@@ -29,19 +29,19 @@ from test_training import (
     weights,
 )
 
-from nima import runtime
 from nima.checkpoint import NoFolder, open_run
 from nima.decoder import Decoder
 from nima.errors import Interrupted, NonFiniteError, UserError
+from nima.monitoring.progress import TrainingProgress
 from nima.params import Params, RunParams
-from nima.params_file import load
+from nima.params.params_file import load
 from nima.processes import ALONE, Processes
 from nima.processes.joining import joined, num_processes
-from nima.progress import TrainingProgress
-from nima.runtime import Place, Runtime
 from nima.tensors import read_tensors, write_tensors
 from nima.tracking import Unlogged
 from nima.training import Result, Run, train
+from nima.workspace import runtime
+from nima.workspace.runtime import Place, Runtime
 
 # Weights and losses of fp32 runs that differ in the order of sums only.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nima.profiling import LAST_STEP, STEPS_MEASURED, Profile
+from nima.monitoring.profiling import LAST_STEP, STEPS_MEASURED, Profile
 
 
 def work(profile: Profile, num_steps: int) -> None:

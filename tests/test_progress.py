@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nima import pace
-from nima.pace import Pace
-from nima.progress import TrainingProgress, duration
+from nima.monitoring import pace
+from nima.monitoring.pace import Pace
+from nima.monitoring.progress import TrainingProgress, duration
 
 SOURCE = Path(__file__).parent.parent / "src"
 RUN = """
-from nima.progress import TrainingProgress
+from nima.monitoring.progress import TrainingProgress
 with TrainingProgress(8, print_every_steps=3) as progress:
     progress.start_at(0)
     for step in range(1, 9):

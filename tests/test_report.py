@@ -9,9 +9,9 @@ from conftest import Project
 from pages_in_chromium import opened
 
 from nima.errors import UserError
-from nima.report import Story, origin
+from nima.reports.report import Story, origin
+from nima.repository.revisions import Revision
 from nima.results_commands import report
-from nima.revisions import Revision
 
 
 @pytest.fixture(scope="module")

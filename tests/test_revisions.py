@@ -7,7 +7,7 @@ import pytest
 from conftest import Project
 
 from nima.errors import UserError
-from nima.revisions import Revision, commit_of, flat, project_root
+from nima.repository.revisions import Revision, commit_of, flat, project_root
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from nima import params_file, run_record, runtime
-from nima.inputs import contents
-from nima.params import Params
-from nima.run_record import (
+from nima.monitoring import run_record
+from nima.monitoring.run_record import (
     SCHEMA,
     RunRecord,
     environment,
@@ -27,6 +25,9 @@ from nima.run_record import (
     versions,
     where,
 )
+from nima.params import Params, params_file
+from nima.workspace import runtime
+from nima.workspace.inputs import contents
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nima import runtime
 from nima.errors import UserError
+from nima.workspace import runtime
 
 SETTINGS = ("NIMA_DEVICE", "NIMA_THREADS", "NIMA_CACHE", "DVC_ROOT")
 
@@ -140,7 +140,7 @@ def test_the_cache_of_dvc_is_found_where_its_config_says(
 def test_freed_memory_comes_back_without_page_faults() -> None:
     code = """
 import resource, torch
-from nima.runtime import keep_freed_memory
+from nima.workspace.runtime import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nima import runtime
 from nima.errors import UserError
+from nima.workspace import runtime
 
 
 @pytest.fixture(autouse=True)

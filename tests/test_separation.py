@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from nima import params_file, runtime, splits
+from nima import splits
 from nima.errors import UserError
-from nima.params import Params
+from nima.params import Params, params_file
 from nima.tokens import Tokens
+from nima.workspace import runtime
 from stages import prepare, split, tokenize
 
 ROOT = Path(__file__).parent.parent

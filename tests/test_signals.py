@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from nima.errors import EXIT_INTERRUPTED, Interrupted
-from nima.signals import STOP_SIGNALS, StopRequest, die_with_dvc
+from nima.workspace.signals import STOP_SIGNALS, StopRequest, die_with_dvc
 
 SOURCE = Path(__file__).parent.parent / "src"
 WAIT_SECONDS = 20
@@ -47,7 +47,7 @@ def ends_within(pid: int, seconds: float) -> bool:
 POLLING = """
 import time
 from nima.errors import Interrupted
-from nima.signals import StopRequest
+from nima.workspace.signals import StopRequest
 with StopRequest() as stop:
     print("ready")
     while not stop:
@@ -101,7 +101,7 @@ def test_afterwards_the_earlier_handlers_are_back() -> None:
 
 STAGE = """
 import time
-from nima.signals import die_with_dvc
+from nima.workspace.signals import die_with_dvc
 die_with_dvc()
 print("ready", flush=True)
 time.sleep(60)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nima import fused
 from nima.decoder import Decoder, DecoderConfig, init_parameters
-from nima.speed import flops_per_token, known_peak, measured_peak, peak_flops
+from nima.monitoring.speed import flops_per_token, known_peak, measured_peak, peak_flops
 
 
 def decoder(*, tied: bool) -> Decoder:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nima import params_file, splits
+from nima import splits
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
 from nima.errors import UserError
+from nima.params import params_file
 from nima.splits import (
     SPLITS,
     SplitTexts,

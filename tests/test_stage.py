@@ -14,11 +14,11 @@ import pytest
 
 from nima import stage
 from nima.errors import Interrupted, UserError
-from nima.outputs import rewritten
 from nima.params import Params
-from nima.params_file import load
-from nima.runtime import Runtime
+from nima.params.params_file import load
 from nima.stage import run_stage
+from nima.workspace.outputs import rewritten
+from nima.workspace.runtime import Runtime
 
 SHIPPED = Path("params.yaml").resolve()
 

@@ -18,7 +18,7 @@ import torch
 
 import stages.train
 from nima.optimizer import Optimizer, Rates
-from nima.runtime import load, set_up_torch
+from nima.workspace.runtime import load, set_up_torch
 from nima.tokens import Tokens
 
 Tokens.open(Path(sys.argv[1]))

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima import params_file, runtime
 from nima import tokens as tokens_on_disk
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.errors import UserError
+from nima.params import params_file
 from nima.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
 from nima.tokens import HEADER, Tokens, TokenShard
+from nima.workspace import runtime
 
 ROOT = Path(__file__).parent.parent
 

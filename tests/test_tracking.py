@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nima import metrics
 from nima.errors import UserError
-from nima.metrics import write_metrics, write_timing
 from nima.pictures import draw_bars, draw_curves
 from nima.tracking import StageLive
+from nima.workspace import metrics
+from nima.workspace.metrics import write_metrics, write_timing
 
 ROWS: list[dict[str, Any]] = [
     {"step": 2, "train/loss": 4.158883083359672, "train/lr": 0.1, "train/gradient_norm": 1 / 3},

@@ -26,15 +26,15 @@ from nima.checkpoint import RunFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import Interrupted, NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer
+from nima.monitoring.progress import TrainingProgress
 from nima.optimizer import Optimizer, rates_of
 from nima.params import EarlyStoppingParams, PlateauParams, RecoveryParams, RunParams, TrainingParams
 from nima.params.stopping import DegradationParams, GradientCollapseParams
-from nima.progress import TrainingProgress
-from nima.signals import StopRequest
 from nima.steering import MAX_SKIPS_IN_A_ROW
 from nima.targets import IGNORED
 from nima.tracking import StageLive
 from nima.training import Result, Run, save_due, train
+from nima.workspace.signals import StopRequest
 
 VOCABULARY, BLOCK = 64, 8
 STEPS = 7

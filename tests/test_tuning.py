@@ -16,11 +16,11 @@ from searched_project import create_searched_project
 
 from nima.errors import ParamsError, UserError
 from nima.params import DimensionParams, TuneParams
-from nima.params_file import load
-from nima.search_space import Dimension, check_ends, dimensions
-from nima.study import Study, open_study
-from nima.study_page import page
-from nima.tuning import clean_head, search_of, tune
+from nima.params.params_file import load
+from nima.tuning.search_space import Dimension, check_ends, dimensions
+from nima.tuning.study import Study, open_study
+from nima.tuning.study_page import page
+from nima.tuning.tuning import clean_head, search_of, tune
 
 SPACE = {"training.lr": {"low": 0.001, "high": 1.0, "log": True}}
 

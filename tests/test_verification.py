@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from nima import experiment_commands
 from nima.errors import UserError
-from nima.verification import Verdict, as_json, markdown, verify
+from nima.verification.verification import Verdict, as_json, markdown, verify
 
 # DRIFT stands for whatever makes another machine compute something else.
 TRAIN = """
@@ -397,7 +397,7 @@ def test_the_command_exits_with_0_1_and_2(
     (kept,) = (tmp_path / "tmp").iterdir()
     assert (kept / "clone/models/model/model.safetensors").is_file()
     assert command("nothing-like-it")[0] == 2
-    monkeypatch.setattr("nima.verification.verify", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("nima.verification.verification.verify", lambda *_, **__: 1 / 0)
     code, output = command()
     assert code == 2, "a bug is no difference"
     assert "ZeroDivisionError" in output

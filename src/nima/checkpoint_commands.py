@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from nima.runtime import Runtime
+    from nima.workspace.runtime import Runtime
 
 Run = Annotated[str | None, typer.Option(metavar="ID", help="This run, not the last one.")]
 Which = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder, name or step.")]
@@ -28,7 +28,7 @@ def commands() -> typer.Typer:
 
 
 def runtime() -> "Runtime":
-    from nima.runtime import load
+    from nima.workspace.runtime import load
 
     return load(Path.cwd())
 
@@ -154,7 +154,7 @@ def evaluate(
     split: Annotated[Literal["validation", "test"], typer.Option(help="The text to score.")] = "validation",
 ) -> None:
     """Score a checkpoint, or an exported model, on a split's text; nothing is written."""
-    from nima import params_file
+    from nima.params import params_file
     from nima.recipe import evaluated
     from nima.saved_runs import find, model_in
     from nima.stage import PARAMS

@@ -106,7 +106,7 @@ def check_remote(
 ) -> None:
     """Ask DVC's default remote whether it is there and lets you in; what is wrong is one line."""
     from nima.remotes import check
-    from nima.revisions import project_root
+    from nima.repository.revisions import project_root
 
     print(f"{check(project_root(), writing=write)}: answers")  # noqa: T201
 

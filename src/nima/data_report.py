@@ -16,9 +16,9 @@ import jinja2
 import numpy as np
 
 from nima.corpus.document import Rejection, example_rejections
-from nima.metrics import read_metrics
 from nima.separation import Separation
 from nima.tokens import Tokens
+from nima.workspace.metrics import read_metrics
 
 Table = list[dict[str, Any]]
 

@@ -18,11 +18,11 @@ from nima.conversation.pieces import Layout
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Stretch, documents_in, stretches
 from nima.errors import UserError
-from nima.outputs import writing_to
 from nima.parallel import Workers
 from nima.params import TokenizeParams
 from nima.token_writer import TOKENIZED_SCHEMA, TokenWriter, lists, tokenized_table
 from nima.tokenizer import Tokenizer
+from nima.workspace.outputs import writing_to
 
 STRETCH_BYTES = 4_000_000
 

@@ -17,8 +17,8 @@ def preflight(
 
     Exits with 2 if something would be lost or the run could not begin, else with 0.
     """
-    from nima.preflight import findings, shell_findings
-    from nima.revisions import project_root
+    from nima.experiments.preflight import findings, shell_findings
+    from nima.repository.revisions import project_root
 
     found = findings(project_root(), apart=True, names=[name] if name else []) + shell_findings()
     for finding in sorted(found, key=lambda finding: not finding.blocks):
@@ -58,9 +58,9 @@ def run(
     Wrong values and files that the run would not see stop it before it starts. A queue is waited for; Ctrl-C
     leaves it running. Exits with 0 if all went well, with 1 if an experiment failed.
     """
-    from nima.experiments import Request
-    from nima.experiments import run as run_experiments
-    from nima.revisions import project_root
+    from nima.experiments.experiments import Request
+    from nima.experiments.experiments import run as run_experiments
+    from nima.repository.revisions import project_root
 
     if queue and temp:
         raise UserError("--queue and --temp: choose one; what is queued runs in copies anyway")
@@ -76,8 +76,8 @@ def wait(jobs: Jobs = 1) -> None:
 
     Dead workers are replaced; an experiment whose worker died is noted as failed.
     """
-    from nima.experiments import wait as wait_for_queue
-    from nima.revisions import project_root
+    from nima.experiments.experiments import wait as wait_for_queue
+    from nima.repository.revisions import project_root
 
     outcomes = wait_for_queue(project_root(), jobs)
     if not outcomes:
@@ -94,8 +94,8 @@ def keep(
 
     DVC's own references are not cloned, and `dvc exp remove` drops them; a tag is neither lost nor hidden.
     """
-    from nima.experiment_archive import keep as keep_experiment
-    from nima.revisions import project_root
+    from nima.experiments.experiment_archive import keep as keep_experiment
+    from nima.repository.revisions import project_root
 
     found = keep_experiment(project_root(), experiment, tag)
     print(f"kept as {found}; to share it: git push origin {found}, and dvc push --all-tags for its data")  # noqa: T201
@@ -115,9 +115,9 @@ def record(
     """
     import json
 
-    from nima.experiment_archive import record as record_of
-    from nima.revisions import project_root
-    from nima.web_pages import write_text
+    from nima.experiments.experiment_archive import record as record_of
+    from nima.reports.web_pages import write_text
+    from nima.repository.revisions import project_root
 
     found = record_of(project_root(), revision)
     text = json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
@@ -141,10 +141,10 @@ def verify(
     """
     import traceback
 
-    from nima.revisions import project_root
-    from nima.verification import as_json, markdown
-    from nima.verification import verify as verify_revision
-    from nima.web_pages import write_text
+    from nima.reports.web_pages import write_text
+    from nima.repository.revisions import project_root
+    from nima.verification.verification import as_json, markdown
+    from nima.verification.verification import verify as verify_revision
 
     try:
         verdict = verify_revision(project_root(), revision, stage, keep=keep)
@@ -161,7 +161,7 @@ def verify(
 
 
 def report(outcomes: list[Any]) -> None:
-    from nima.experiments import table
+    from nima.experiments.experiments import table
 
     print(table(outcomes))  # noqa: T201
     if any(outcome.state == "failed" for outcome in outcomes):

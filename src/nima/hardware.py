@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from nima.runtime import physical_cores, usable_cores
+from nima.workspace.runtime import physical_cores, usable_cores
 
 POWERCAP = Path("/sys/class/powercap")
 CPUINFO = Path("/proc/cpuinfo")

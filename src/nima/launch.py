@@ -21,13 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nima import params_file
-from nima import runtime as runtime_settings
 from nima.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
-from nima.params import Params
-from nima.runtime import Runtime
-from nima.signals import STOP_SIGNALS, end_with
+from nima.params import Params, params_file
 from nima.stage import PARAMS, Story, run_stage, tell_story
+from nima.workspace import runtime as runtime_settings
+from nima.workspace.runtime import Runtime
+from nima.workspace.signals import STOP_SIGNALS, end_with
 
 NumProcesses = Callable[[Params, Runtime], int]
 """How many processes a stage is to run in. Raises `UserError` if it cannot be so many."""

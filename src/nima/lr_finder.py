@@ -13,19 +13,18 @@ from pathlib import Path
 
 import torch
 
-from nima import params_file
-from nima import runtime as runtime_settings
 from nima.decoder import autocast
 from nima.errors import UserError
-from nima.metrics import Row
 from nima.objective import objective_of
 from nima.optimizer import Optimizer, rates_of
-from nima.params import LrFinderParams, Params
+from nima.params import LrFinderParams, Params, params_file
 from nima.pictures import PLOTS, draw_rate_range
 from nima.recipe import Recipe, assemble
-from nima.runtime import set_up_torch
 from nima.tracking import StageLive
 from nima.training import on_device
+from nima.workspace import runtime as runtime_settings
+from nima.workspace.metrics import Row
+from nima.workspace.runtime import set_up_torch
 
 NAME = "lr_finder"
 # A run ends when its loss is so many times its lowest.

@@ -22,8 +22,8 @@ from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_
 from nima.memory import is_out_of_memory
 from nima.optimizer import Optimizer, rates_of
 from nima.params import TrainingParams
-from nima.runtime import compute_deterministically, keep_freed_memory
-from nima.signals import end_with
+from nima.workspace.runtime import compute_deterministically, keep_freed_memory
+from nima.workspace.signals import end_with
 
 # Of the memory that is free when the trials begin: the rest is for what they don't see.
 USABLE_SHARE = {"cpu": 0.8, "cuda": 0.95}

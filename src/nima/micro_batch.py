@@ -18,12 +18,12 @@ import torch
 from nima.decoder import DecoderConfig
 from nima.errors import UserError
 from nima.memory_trials import Trial, Trials, Work
-from nima.metrics import METRICS, write_json
 from nima.params import Params
 from nima.processes import Processes
 from nima.recipe import INPUTS
-from nima.runtime import Runtime
 from nima.tokenizer import Tokenizer
+from nima.workspace.metrics import METRICS, write_json
+from nima.workspace.runtime import Runtime
 
 RECORD = METRICS / "micro_batch.json"
 # A larger micro-batch must be so much faster on a CPU to be worth its memory.

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nima.errors import UserError
-from nima.runtime import Runtime
 from nima.scratch import own_folder
-from nima.signals import end_with
+from nima.workspace.runtime import Runtime
+from nima.workspace.signals import end_with
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nima.metrics import Row
+from nima.workspace.metrics import Row
 
 PLOTS = Path("plots")
 

@@ -18,21 +18,21 @@ from nima.compilation import choose_kernels, compile_layers
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.errors import UserError
 from nima.evaluation.likelihood import Scorer, scorer_of, total
-from nima.log_file import note
-from nima.metrics import Row, read_metrics
 from nima.model_card import trained_card
+from nima.monitoring.log_file import note
+from nima.monitoring.progress import TrainingProgress
 from nima.objective import check_declared, objective_of, source_hashes
 from nima.params import Params, RunParams, TrainingParams
-from nima.params_file import stage_dependencies
+from nima.params.params_file import stage_dependencies
 from nima.processes import ALONE, Processes
-from nima.progress import TrainingProgress
-from nima.runtime import Runtime, set_up_torch
 from nima.schedule import warmup_steps_of
-from nima.signals import StopRequest
 from nima.tokenizer import Tokenizer
 from nima.tokens import Tokens
 from nima.tracking import Unlogged
 from nima.training import Result, Run, train
+from nima.workspace.metrics import Row, read_metrics
+from nima.workspace.runtime import Runtime, set_up_torch
+from nima.workspace.signals import StopRequest
 
 INPUTS = {"tokenizer": Path("models/tokenizer"), "tokens": Path("data/tokens"), "split": Path("data/splits")}
 OUTPUTS = (Path("models/model"), Path("models/last"))

@@ -34,11 +34,11 @@ def compare(
     """
     import sys
 
-    from nima import comparison_views as views
-    from nima.comparison import Side, compared
-    from nima.repeats import known_repeats, missing_seeds, repeat
-    from nima.revisions import Revision, project_root
-    from nima.web_pages import write_text
+    from nima.reports import comparison_views as views
+    from nima.reports.comparison import Side, compared
+    from nima.reports.repeats import known_repeats, missing_seeds, repeat
+    from nima.reports.web_pages import write_text
+    from nima.repository.revisions import Revision, project_root
 
     root = project_root()
     found = [Revision.find(root, name) for name in revisions]
@@ -67,9 +67,9 @@ def report(
     ] = None,
 ) -> None:
     """One page on a revision, for somebody who was not there; several are compared too."""
-    from nima.report import card_of, report_page
-    from nima.revisions import WORKSPACE, Revision, project_root
-    from nima.web_pages import write_text
+    from nima.reports.report import card_of, report_page
+    from nima.reports.web_pages import write_text
+    from nima.repository.revisions import WORKSPACE, Revision, project_root
 
     root = project_root()
     found = [Revision.find(root, name) for name in revisions or [WORKSPACE]]
@@ -95,11 +95,11 @@ def tune(
     """
     import sys
 
-    from nima.revisions import project_root
-    from nima.study_page import page, show
-    from nima.tuning import study_folder
-    from nima.tuning import tune as search
-    from nima.web_pages import write_text
+    from nima.reports.web_pages import write_text
+    from nima.repository.revisions import project_root
+    from nima.tuning.study_page import page, show
+    from nima.tuning.tuning import study_folder
+    from nima.tuning.tuning import tune as search
 
     root = project_root()
     path = html or study_folder(root, name) / "study.html"

@@ -5,9 +5,9 @@ import math
 from nima.batches import TrainingBatches
 from nima.decoder import Decoder
 from nima.evaluation.likelihood import Likelihood
-from nima.metrics import Row
 from nima.params import TrainingParams
 from nima.run_state import Run, State
+from nima.workspace.metrics import Row
 
 
 def say_what_begins(

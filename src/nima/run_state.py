@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from nima.checkpoint import NoFolder, RunFolder
-from nima.metrics import Row
+from nima.monitoring.progress import TrainingProgress
 from nima.params import RunParams
-from nima.progress import TrainingProgress
-from nima.signals import StopRequest
 from nima.tracking import StageLive, Unlogged
+from nima.workspace.metrics import Row
+from nima.workspace.signals import StopRequest
 
 
 @dataclass

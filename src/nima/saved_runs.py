@@ -14,9 +14,9 @@ from nima.checkpoint.store import Store
 from nima.checkpoint.weights import weights_in
 from nima.decoder import Decoder, DecoderConfig
 from nima.errors import CheckpointError, UserError
-from nima.outputs import remove
 from nima.params import ModelParams
-from nima.runtime import Runtime
+from nima.workspace.outputs import remove
+from nima.workspace.runtime import Runtime
 
 POLL_SECONDS = 0.1
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nima.errors import UserError
-from nima.outputs import writing_to
+from nima.workspace.outputs import writing_to
 
 
 @contextmanager

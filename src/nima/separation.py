@@ -11,8 +11,8 @@ import numpy as np
 
 from nima.conversation import plain_texts
 from nima.corpus.document import Rejection, read_documents
-from nima.corpus.formats import read_records
-from nima.corpus.sources import files_of
+from nima.corpus.formats.formats import read_records
+from nima.corpus.sources.sources import files_of
 from nima.leakage import Leakage, Probe, Probes, check_no_leakage, leakage
 from nima.params import LimitsParams, SourceParams, SplitParams
 from nima.splits import (
@@ -28,8 +28,8 @@ from nima.splits import (
 )
 
 if TYPE_CHECKING:
-    from nima.runtime import Runtime
     from nima.tokens import Tokens
+    from nima.workspace.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 from nima.conversation import plain_texts
 from nima.errors import UserError
-from nima.outputs import remove, writing_to
 from nima.tokens import Tokens
+from nima.workspace.outputs import remove, writing_to
 
 if TYPE_CHECKING:
     from nima.corpus.document import Document

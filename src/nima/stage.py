@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nima import params_file
-from nima import runtime as runtime_settings
 from nima.errors import EXIT_INTERRUPTED, InputsChangedError, Interrupted, UserError
-from nima.inputs import fingerprint, guard_inputs
-from nima.metrics import write_timing
-from nima.params import Params
-from nima.runtime import Runtime
-from nima.signals import die_with_dvc
-from nima.surroundings import write_environment
+from nima.monitoring.surroundings import write_environment
+from nima.params import Params, params_file
+from nima.workspace import runtime as runtime_settings
+from nima.workspace.inputs import fingerprint, guard_inputs
+from nima.workspace.metrics import write_timing
+from nima.workspace.runtime import Runtime
+from nima.workspace.signals import die_with_dvc
 
 PARAMS = Path("params.yaml")
 # What the user's machine refuses: a disk that is full or read-only, a folder that is someone else's.

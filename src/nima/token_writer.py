@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nima.columns import array_of, column, numbers
-from nima.outputs import remove, writing_to
 from nima.tokens import (
     DOCUMENTS_FILE,
     DOCUMENTS_SCHEMA,
@@ -29,6 +28,7 @@ from nima.tokens import (
     shard_name,
     token_type,
 )
+from nima.workspace.outputs import remove, writing_to
 
 if TYPE_CHECKING:
     from nima.conversation import Dropped, TokenizedDocument

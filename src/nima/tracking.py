@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from nima.metrics import METRICS, Row
+from nima.workspace.metrics import METRICS, Row
 
 
 def imported_without(absent: str, name: str) -> ModuleType:

@@ -19,7 +19,7 @@ from nima.checkpoint.state import MANIFEST, Manifest, read_manifest, verify, ver
 from nima.checkpoint.store import Store
 from nima.corpus.failures import Failure
 from nima.errors import CheckpointError, UserError
-from nima.outputs import remove
+from nima.workspace.outputs import remove
 
 WAITS_SECONDS = (1.0, 5.0)
 """Before the second and the third try of an upload."""

@@ -22,9 +22,9 @@ from nima.checkpoint.mirror import Mirror
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify, verify_file, write
 from nima.errors import CheckpointError, UserError
 from nima.finished_runs import mark_finished
-from nima.outputs import remove
 from nima.stopping import LARGER_IS_BETTER
 from nima.tensors import parse_tensors, read_tensors, write_tensors
+from nima.workspace.outputs import remove
 
 # Room that is left alone beyond a checkpoint's own size: JSON, file system bookkeeping.
 SPARE_BYTES = 1_000_000

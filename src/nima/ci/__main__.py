@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from nima import comparison_views, remotes
+from nima import remotes
 from nima.ci import comment, pipeline, repository
 from nima.ci.comment import Results
 from nima.ci.forge import Laptop, forge_of, without_secrets
-from nima.comparison import Comparison
 from nima.errors import Interrupted, UserError
+from nima.reports import comparison_views
+from nima.reports.comparison import Comparison
 
 FOLDER = Path(".nima/ci")
 """The comment and the page that goes with it, git-ignored."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nima import preflight
 from nima.errors import UserError
+from nima.experiments import preflight
 from nima.remotes import open_project
 
 if TYPE_CHECKING:

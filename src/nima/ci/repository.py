@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 
 from nima.errors import UserError
-from nima.metrics import TIMING
+from nima.workspace.metrics import TIMING
 
 ORIGIN = "origin"
 RESULTS_OF = "Results-of"

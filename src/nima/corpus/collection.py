@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 
 from nima.columns import array_of, column, numbers
 from nima.corpus import outcomes
-from nima.corpus.boilerplate import shared_lines
-from nima.corpus.digests import NEW, SeenDigests
+from nima.corpus.cleaning.boilerplate import shared_lines
 from nima.corpus.document import DOCUMENT_SCHEMA, REJECTION_SCHEMA, ShardWriter
+from nima.corpus.duplicates.digests import NEW, SeenDigests
+from nima.corpus.duplicates.similarity import near_duplicates, united_groups
 from nima.corpus.portions import Portion, portions_of
 from nima.corpus.refinement import edge_lines, refined, shown
-from nima.corpus.similarity import near_duplicates, united_groups
-from nima.corpus.sources import files_of
+from nima.corpus.sources.sources import files_of
 from nima.parallel import Workers
 from nima.params import PrepareParams, SourceParams
 

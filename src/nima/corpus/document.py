@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nima.errors import UserError
-from nima.outputs import remove, writing_to
+from nima.workspace.outputs import remove, writing_to
 
 ROW_GROUP_ROWS = 1024
 ROW_GROUP_BYTES = 8_000_000

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from nima.columns import column, structs
 from nima.corpus.document import Message, Rejection
-from nima.outputs import writing_to
+from nima.workspace.outputs import writing_to
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 4_000_000

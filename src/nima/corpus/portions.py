@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nima.corpus.formats import Span, is_splittable
-from nima.corpus.sources import SourceFile
+from nima.corpus.formats.formats import Span, is_splittable
+from nima.corpus.sources.sources import SourceFile
 from nima.params import SourceParams
 
 PORTION_BYTES = 4_000_000

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from nima.corpus.boilerplate import edge_line_hashes, without_boilerplate
-from nima.corpus.cleaning import clean
+from nima.corpus.cleaning.boilerplate import edge_line_hashes, without_boilerplate
+from nima.corpus.cleaning.cleaning import clean
+from nima.corpus.cleaning.privacy import masked, private_flaw
 from nima.corpus.document import Message, Rejection, document_id, text_bytes_of
-from nima.corpus.duplicates import content_digest, group_of
-from nima.corpus.formats import Record, read_records, rejection
+from nima.corpus.duplicates.duplicates import content_digest, group_of
+from nima.corpus.duplicates.similarity import sketch
+from nima.corpus.formats.formats import Record, read_records, rejection
 from nima.corpus.outcomes import Candidate, OutcomeWriter, Summary, finished
 from nima.corpus.portions import Portion
-from nima.corpus.privacy import masked, private_flaw
-from nima.corpus.quality import flaw_in
-from nima.corpus.similarity import sketch
+from nima.corpus.quality.quality import flaw_in
 from nima.params import PrepareParams
 
 

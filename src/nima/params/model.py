@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nima import presets
+from nima.params import presets
 from nima.params.section import PositiveFloat, PositiveInt, Section, nearest, refuse
 
 

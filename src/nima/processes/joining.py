@@ -13,7 +13,7 @@ from nima.processes import ALONE, Processes
 from nima.processes.divided import Sharded
 from nima.processes.replicated import PATIENCE, Joined
 from nima.processes.zero import Zero1, Zero2, Zero3
-from nima.runtime import Runtime, is_installed, usable_gpus
+from nima.workspace.runtime import Runtime, is_installed, usable_gpus
 
 # Gradients travel in pieces of this size while the rest is still being computed.
 BUCKET_MEGABYTES = 25

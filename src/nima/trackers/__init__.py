@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nima.runtime import Runtime
+from nima.workspace.runtime import Runtime
 
 
 def tell_trackers(runtime: Runtime, model: Path, **found: Any) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nima.inputs import content_of
-from nima.metrics import Row
-from nima.run_record import records_in
-from nima.runtime import Runtime
+from nima.monitoring.run_record import records_in
 from nima.trackers.tracked_run import Ending
 from nima.trackers.trackers import Trackers, figures_in
+from nima.workspace.inputs import content_of
+from nima.workspace.metrics import Row
+from nima.workspace.runtime import Runtime
 
 
 def add_to_run(

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from nima.metrics import Row
-from nima.runtime import Runtime
 from nima.trackers.courier import Courier
 from nima.trackers.histograms import histograms_of
 from nima.trackers.tracked_run import Ending, TrackedRun
+from nima.workspace.metrics import Row
+from nima.workspace.runtime import Runtime
 
 # What trackers have at the end to take what they don't have yet, and more for a model, by its size.
 WAIT_SECONDS = 60.0

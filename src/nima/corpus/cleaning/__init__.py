@@ -1,0 +1,1 @@
+"""Repair and removal inside a text: residue, boilerplate, personal data, secrets."""

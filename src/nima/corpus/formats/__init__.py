@@ -1,0 +1,1 @@
+"""From bytes to documents: encodings, parsers, kinds of records."""

@@ -1,0 +1,1 @@
+"""Which texts are worth reading: length, repetition, symbols, language."""

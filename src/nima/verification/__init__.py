@@ -1,0 +1,1 @@
+"""Whether a recorded run comes out again, output by output."""
