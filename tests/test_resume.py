@@ -70,8 +70,9 @@ def wait_until_gone(project: Project) -> None:
     raise AssertionError(f"orphan trainer: {trainers_of(project)}")
 
 
-def test_ten_kills_at_random_steps_leave_no_trace(untrained: Project, finished_project: Project) -> None:
-    steps = sorted(random.Random().sample(range(1, 59), 10))
+def test_kills_at_random_steps_leave_no_trace(untrained: Project, finished_project: Project) -> None:
+    """Under DVC; test_kill_points goes to more places. The last steps take less time than to hear of them."""
+    steps = sorted(random.Random().sample(range(1, 45), 4))
     for step in steps:
         code, output = run_until_step(untrained, step, signal.SIGKILL)
         assert code != 0, output
