@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
-from nima.checkpoint import RunFolder, open_run
+from nima.checkpoint import NoFolder, open_run
 from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
@@ -108,7 +108,7 @@ def tokens_per_second(folder: Path) -> float:
             "bf16",
             processes,
         )
-        opened = open_run(folder, {}, 1) if processes.is_first else nullcontext(RunFolder(folder, 1))
+        opened = open_run(folder, {}, 1) if processes.is_first else nullcontext(NoFolder())
         with opened as place:
             run = Run(place, Unlogged(), clock, stop, never)
             train(model, batches, scorer, settings, STEPS, run, processes)

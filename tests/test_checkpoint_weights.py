@@ -145,7 +145,7 @@ def test_a_clock_that_jumps_neither_saves_nor_holds_back(
     attempt.go(lambda folder: saved.extend(int(path.name[5:]) for path in folder.checkpoints()))
     assert saved == [7]
     source = Path(saved_runs.__file__).parent
-    timed = [*source.glob("checkpoint/*.py"), source / "training.py", source / "signals.py"]
+    timed = [*source.glob("checkpoint/*.py"), source / "training.py", source / "workspace/signals.py"]
     assert [path for path in timed if re.search(r"time\.time\(|datetime", path.read_text())] == []
 
 
