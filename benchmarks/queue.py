@@ -31,7 +31,8 @@ STAGE = f"""
 import json, os, pathlib, re, time
 lr = float(re.search(r"(?m)^  lr: ([^ #]+)", pathlib.Path("params.yaml").read_text())[1])
 time.sleep({SLEEP_SECONDS})
-while lr > {KILL_AFTER / 1000} and not pathlib.Path(os.environ["KILLED"]).exists():
+until = os.environ.get("KILLED")
+while until and lr > {KILL_AFTER / 1000} and not pathlib.Path(until).exists():
     time.sleep(0.05)
 pathlib.Path("metrics").mkdir(exist_ok=True)
 pathlib.Path("metrics/evaluate.json").write_text(json.dumps({{"test": {{"loss": lr}}}}))
@@ -89,6 +90,7 @@ def measured(*, whole_group: bool) -> tuple[list[Outcome], float, float, int]:
     """The outcomes, seconds to queue all and to run all, and how many results the repository holds."""
     with tempfile.TemporaryDirectory(prefix="nima-queue-") as name:
         folder = Path(name).resolve()
+        os.environ.pop("KILLED", None)
         create(folder)
         os.environ["KILLED"] = str(folder / "killed")
         threading.Thread(
