@@ -163,6 +163,16 @@ def test_a_module_in_a_source_folder_is_found_by_its_package_name(project: Proje
     assert line.startswith("src/kit/part.py: untracked, but imported by src/kit/tool.py: ")
 
 
+def test_what_a_package_imports_counts_when_a_stage_names_its_folder(project: Project) -> None:
+    write(project, "src/kit/__init__.py", "")
+    write(project, "src/kit/tool.py", "import other\n")
+    project.run("git", "add", "src")
+    write(project, "src/other.py", "")
+    write(project, "dvc.yaml", project.read("dvc.yaml").replace("[train.py,", "[train.py, src/kit,"))
+    (line,) = blocking(project)
+    assert line.startswith("src/other.py: untracked, but imported by src/kit/tool.py: ")
+
+
 def test_many_files_are_counted(project: Project) -> None:
     for number in range(25):
         write(project, f"data/note-{number:02d}.md")
