@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch._dynamo  # what an optimizer's first step loads: else each process would, for two seconds
 from numpy.typing import NDArray
 from torch import Tensor
 
