@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from nima.batches import Batching, training_batches
 from nima.batches.packed import best_fit
-from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
-from nima.errors import UserError
-from nima.params.presets import resolve
-from nima.tokens import Tokens
+from nima.dataset.tokens import Tokens
+from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
+from nima.workspace.errors import UserError
+from nima.workspace.params.presets import resolve
 
 NUM_DOCUMENTS = 1_000_000
 BLOCK_TOKENS, BATCH_TOKENS = 256, 4096

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from nima.checkpoint import Checkpoint, RunFolder, open_run
-from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
+from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.optimizer import Optimizer, rates_of
-from nima.params import TrainingParams
 from nima.processes import ALONE
-from nima.tracking import StageLive
+from nima.training.tracking import StageLive
+from nima.workspace.params import TrainingParams
 
 SHAPE = {"num_layers": 6, "width": 384, "num_heads": 6, "num_kv_heads": 6, "mlp": "swiglu", "mlp_width": 1024}
 VOCABULARY, BLOCK, ROWS = 4096, 256, 4

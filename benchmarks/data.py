@@ -55,15 +55,17 @@ def corpus(path: Path, num_bytes: int) -> Path:
 NIMA = """
 import sys
 from pathlib import Path
-from nima import batches, encoding, splits
+from nima import batches
+from nima.encoding import encoding
+from nima.dataset import splits
 from nima.workspace import runtime
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
 from nima.parallel import workers
-from nima.params import PrepareParams, TokenizeParams
-from nima.token_writer import TokenWriter
+from nima.workspace.params import PrepareParams, TokenizeParams
+from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
-from nima.tokens import Tokens
+from nima.dataset.tokens import Tokens
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -34,10 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.peers import GPT, LitGPT, Shape, llama, nanogpt_optimizer  # noqa: E402
-from nima.compilation import compile_layers  # noqa: E402
-from nima.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters  # noqa: E402
 from nima.monitoring.speed import peak_flops  # noqa: E402
+from nima.network.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters  # noqa: E402
 from nima.optimizer import Optimizer, Rates  # noqa: E402
+from nima.training.compilation import compile_layers  # noqa: E402
 
 SHAPES = {
     "tiny": Shape(num_layers=2, width=32, num_heads=2, vocab_size=64, block_tokens=16),

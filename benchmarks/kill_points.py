@@ -28,16 +28,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nima import tensors, training
 from nima.batches import Stream, scoring_windows, training_batches
 from nima.checkpoint import open_run
-from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
-from nima.params import EarlyStoppingParams, RunParams, TrainingParams
+from nima.network import tensors
+from nima.network.decoder import Decoder, DecoderConfig, init_parameters
+from nima.network.tensors import write_tensors
 from nima.processes import ALONE
-from nima.tensors import write_tensors
-from nima.tracking import StageLive
+from nima.training import loop
+from nima.training.tracking import StageLive
+from nima.workspace.params import EarlyStoppingParams, RunParams, TrainingParams
 from nima.workspace.signals import StopRequest
 
 BLOCK, STEPS = 8, 6
@@ -210,8 +211,8 @@ def train(folder: Path, mode: str, executioner: Executioner) -> None:
     ):
         often = RunParams(save_every_steps=1, save_every_seconds=None)
         live = StageLive("train")
-        run = training.Run(saved, live, progress, executioner, often)
-        result = training.train(model, batches, scorer, settings, total_steps, run)
+        run = loop.Run(saved, live, progress, executioner, often)
+        result = loop.train(model, batches, scorer, settings, total_steps, run)
         live.finish({"best": result.state.best, "skipped_updates": result.state.skipped_updates})
         write_tensors(folder / "best.safetensors", result.best_weights)
         write_tensors(folder / "last.safetensors", ALONE.weights(model))

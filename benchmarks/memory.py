@@ -22,14 +22,14 @@ from benchmarks.batches import Synthetic
 from benchmarks.peers import Shape, llama
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
 from nima.checkpoint import open_run
-from nima.compilation import compile_layers
-from nima.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.hardware import peak_resident_bytes, resident_bytes
 from nima.monitoring.progress import TrainingProgress
-from nima.params import RunParams, TrainingParams
-from nima.params.presets import resolve
-from nima.training import Run, train
+from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
+from nima.training.compilation import compile_layers
+from nima.training.loop import Run, train
+from nima.workspace.params import RunParams, TrainingParams
+from nima.workspace.params.presets import resolve
 from nima.workspace.runtime import keep_freed_memory
 from nima.workspace.signals import StopRequest
 

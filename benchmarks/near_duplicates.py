@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nima.corpus.duplicates.similarity import NUM_HASHES, banding, near_duplicates, sketch
-from nima.params.data import NearDuplicatesParams
+from nima.workspace.params.data import NearDuplicatesParams
 
 ROOT = Path(__file__).parent.parent
 RULES = NearDuplicatesParams()

@@ -18,13 +18,13 @@ import torch
 
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
 from nima.checkpoint import NoFolder, open_run
-from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
-from nima.params import RunParams, TrainingParams
+from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.processes.joining import joined
-from nima.tracking import Unlogged
-from nima.training import Run, train
+from nima.training.loop import Run, train
+from nima.training.tracking import Unlogged
+from nima.workspace.params import RunParams, TrainingParams
 from nima.workspace.runtime import load
 from nima.workspace.signals import StopRequest
 

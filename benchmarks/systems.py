@@ -17,11 +17,11 @@ from benchmarks.peers import nanogpt_optimizer, nanogpt_rate
 from benchmarks.turns import Competitor
 from nima.batches import TrainingBatches
 from nima.checkpoint import open_run
-from nima.decoder import Decoder
 from nima.evaluation.likelihood import Scorer, total
-from nima.params import RunParams, TrainingParams
-from nima.training import Run, train
+from nima.network.decoder import Decoder
+from nima.training.loop import Run, train
 from nima.workspace.metrics import Row
+from nima.workspace.params import RunParams, TrainingParams
 from nima.workspace.signals import StopRequest
 
 # After which step, at which own second, which bits per byte of the validation part.

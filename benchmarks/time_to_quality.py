@@ -24,9 +24,9 @@ from benchmarks.systems import (
     without_head,
 )
 from benchmarks.turns import Turns
-from nima import recipe
-from nima.params import params_file
+from nima.training import recipe
 from nima.workspace import runtime
+from nima.workspace.params import params_file
 
 PEER_STEPS = 300
 NIMA_STEPS = 110

@@ -20,9 +20,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nima.params import TokenizeParams
 from nima.tokenizer import Tokenizer, tokenizer_of
 from nima.tokenizer.encoders import GPT4_PATTERNS
+from nima.workspace.params import TokenizeParams
 
 PACKAGES = Path(__file__).parent.parent / ".nima" / "packages"
 TEXT_BYTES = 1_000_000

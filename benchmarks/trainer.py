@@ -20,12 +20,12 @@ import torch
 from benchmarks.peers import GPT, LitGPT, Shape, llama
 from benchmarks.systems import THREADS, hugging_face, nima, torch_loop
 from benchmarks.turns import Competitor, Turns
-from nima import recipe
-from nima.decoder import Decoder
+from nima.network.decoder import Decoder
 from nima.optimizer import Muon
-from nima.params import Params, params_file
-from nima.tracking import StageLive
+from nima.training import recipe
+from nima.training.tracking import StageLive
 from nima.workspace import runtime
+from nima.workspace.params import Params, params_file
 
 STEPS = 16
 SHAPE = Shape(num_layers=6, width=384, num_heads=6, vocab_size=4096, block_tokens=256)

@@ -3,17 +3,17 @@
 import time
 from pathlib import Path
 
-from nima import pretrained, splits
+from nima.dataset import splits
+from nima.dataset.tokens import Tokens
 from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
 from nima.finished_runs import drop_stored
-from nima.params import Params
+from nima.network import pretrained
 from nima.pictures import draw_bars
-from nima.stage import run_stage
 from nima.tokenizer import Tokenizer
-from nima.tokens import Tokens
 from nima.trackers import tell_trackers
-from nima.workspace import metrics, outputs
+from nima.workspace import metrics, outputs, stage
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime, set_up_torch
 from nima.workspace.signals import StopRequest
 
@@ -21,8 +21,8 @@ from nima.workspace.signals import StopRequest
 def main(params: Params, runtime: Runtime) -> dict[str, float]:
     device, folder = set_up_torch(runtime), Path("models/model")
     model, words, tokens = pretrained.load(folder), Tokenizer.load(folder), Tokens.open(Path("data/tokens"))
-    split = splits.load(Path("data/splits"))["test"]
-    scorer = scorer_of(tokens, split, words, max_tokens=None, **params.evaluate.model_dump())
+    part = splits.load(Path("data/splits"))["test"]
+    scorer = scorer_of(tokens, part, words, max_tokens=None, **params.evaluate.model_dump())
     with StopRequest() as stop:
         started = time.perf_counter()
         parts = scorer(model.to(device), poll=stop.check)
@@ -37,4 +37,4 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", main)
+    stage.run_stage("evaluate", main)

@@ -3,15 +3,16 @@
 import time
 from pathlib import Path
 
-from nima import generation, pretrained, samples
-from nima.params import Params
-from nima.stage import run_stage
+from nima import generation, samples
+from nima.network import pretrained
 from nima.tokenizer import Tokenizer
 from nima.trackers import tell_trackers
 from nima.workspace.metrics import write_metrics
 from nima.workspace.outputs import write_files
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime, set_up_torch
 from nima.workspace.signals import StopRequest
+from nima.workspace.stage import run_stage
 
 
 def main(params: Params, runtime: Runtime) -> dict[str, float]:

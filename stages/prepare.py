@@ -4,12 +4,12 @@ from pathlib import Path
 
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
-from nima.errors import UserError
 from nima.parallel import working
-from nima.params import Params
-from nima.stage import code_of, run_stage
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import write_metrics
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
+from nima.workspace.stage import code_of, run_stage
 
 DOCUMENTS = Path("data/documents")
 REJECTED = Path("data/rejected")

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from nima import data_report, splits
-from nima.params import Params
-from nima.separation import separated
-from nima.stage import run_stage
-from nima.tokens import Tokens
+from nima import data_report
+from nima.dataset import splits
+from nima.dataset.tokens import Tokens
+from nima.leakage.separation import separated
 from nima.workspace.metrics import write_metrics
 from nima.workspace.outputs import write_files
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
+from nima.workspace.stage import run_stage
 
 DOCUMENTS, REJECTED = Path("data/documents"), Path("data/rejected")
 

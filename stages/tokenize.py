@@ -5,16 +5,16 @@ from pathlib import Path
 
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import read_documents
-from nima.encoding import write_tokens
+from nima.dataset.splits import TrainingTexts, ratios_of
+from nima.dataset.tokens import Tokens
+from nima.encoding.encoding import write_tokens
+from nima.encoding.token_writer import TokenWriter
 from nima.parallel import working
-from nima.params import Params
-from nima.splits import TrainingTexts, ratios_of
-from nima.stage import code_of, run_stage
-from nima.token_writer import TokenWriter
 from nima.tokenizer import gate, tokenizer_of
-from nima.tokens import Tokens
 from nima.workspace.metrics import write_metrics
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
+from nima.workspace.stage import code_of, run_stage
 
 DOCUMENTS, TOKENIZER, TOKENS = Path("data/documents"), Path("models/tokenizer"), Path("data/tokens")
 

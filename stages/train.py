@@ -1,15 +1,15 @@
 """Train the model on the training part, watching the validation part."""
 
-from nima import micro_batch, recipe
 from nima.finished_runs import drop_stored
-from nima.launch import run_stage_in_processes
 from nima.observation import observe
-from nima.params import Params
-from nima.params.params_file import stage_dependencies
 from nima.processes.joining import joined, num_processes
-from nima.training import Run
+from nima.training import micro_batch, recipe
+from nima.training.launch import run_stage_in_processes
+from nima.training.loop import Run
 from nima.workspace.inputs import contents, fingerprint_of
 from nima.workspace.outputs import rewritten
+from nima.workspace.params import Params
+from nima.workspace.params.params_file import stage_dependencies
 from nima.workspace.runtime import Runtime, set_up_torch
 from nima.workspace.signals import StopRequest
 

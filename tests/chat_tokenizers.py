@@ -8,11 +8,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nima.conversation import CHAT_TEMPLATE, SPECIAL_TOKENS, TokenizedDocument
+from nima.conversation import TokenizedDocument
 from nima.conversation.documents import tokenized
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document, Message
-from nima.params import TokenizeParams
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
+from nima.workspace.params import TokenizeParams
 
 SENTENCES = (
     "What listens on port 53? DNS does, the name service. How do I list the pods of a namespace? "

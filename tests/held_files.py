@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from nima.corpus.document import Rejection
 from nima.corpus.formats.formats import Record, read_records
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.params import LimitsParams, SourceParams
 
 
 @dataclass(frozen=True)

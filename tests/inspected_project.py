@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from chat_tokenizers import settings
 
-from nima import splits
 from nima.conversation import TokenizedDocument
 from nima.conversation.documents import tokenized
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document, Message, Rejection, document_id, write_rejections
-from nima.token_writer import TokenWriter
+from nima.dataset import splits
+from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
 
 HOSTILE = "<script>alert('x')</script> <b>&amp; \x1b[31mred\x1b[0m \u202eevil\x07 [bold]x[/bold] {{ 7 * 7 }}"

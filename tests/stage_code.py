@@ -66,6 +66,13 @@ def pages_of(path: Path) -> set[Path]:
     return {page for page in SOURCE.glob("nima/pages/*.html") if page.name in words}
 
 
+def executes_nothing(path: Path) -> bool:
+    """Whether a file is an `__init__` of words alone: a docstring and names like `__version__`."""
+    return path.name == "__init__.py" and all(
+        ast.unparse(node).startswith(("'", '"', "__")) for node in tree_of(path).body
+    )
+
+
 def closure(stage: str) -> set[Path]:
     """Every file of the project that `python -m stages.STAGE` executes.
 
@@ -86,7 +93,8 @@ def closure(stage: str) -> set[Path]:
 def in_whole_folders(files: set[Path]) -> set[Path]:
     """The same files, those of a package that is there to the last file by its folder.
 
-    Every entry costs DVC about a millisecond, also when there is nothing to do.
+    An `__init__` of words alone comes only with its folder. Every entry costs DVC about a millisecond, also
+    when there is nothing to do.
     """
     folders = {parent for path in files for parent in path.parents if (SOURCE / "nima") in parent.parents}
     whole = {
@@ -94,7 +102,8 @@ def in_whole_folders(files: set[Path]) -> set[Path]:
         for folder in folders
         if set(folder.rglob("*.py")) <= files and (folder / "__init__.py").exists()
     }
-    return {next((parent for parent in reversed(path.parents) if parent in whole), path) for path in files}
+    doing = {path for path in files if not executes_nothing(path)}
+    return {next((parent for parent in reversed(path.parents) if parent in whole), path) for path in doing}
 
 
 def code_of(stage: str) -> list[str]:

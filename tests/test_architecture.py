@@ -22,43 +22,24 @@ from stage_code import (
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
-    ("errors",),
-    ("workspace", "params", "scratch", "parallel", "tensors", "targets", "columns", "hardware"),
-    ("corpus", "conversation", "tokenizer", "fused", "decoder", "compilation", "pretrained"),
+    ("workspace", "scratch", "parallel", "columns", "hardware"),
+    ("corpus", "tokenizer", "conversation", "network"),
     (
-        "tokens",
-        "token_writer",
+        "dataset",
         "encoding",
-        "splits",
         "leakage",
-        "separation",
         "batches",
         "optimizer",
         "processes",
-        "schedule",
-        "stopping",
-        "plateau",
         "finished_runs",
         "checkpoint",
         "monitoring",
         "trackers",
-        "tracking",
         "pictures",
     ),
     ("evaluation", "generation", "samples", "inspection"),
-    ("memory", "steering", "objective", "run_state", "run_log", "resuming", "training"),
-    (
-        "model_card",
-        "recipe",
-        "memory_trials",
-        "micro_batch",
-        "lr_finder",
-        "observation",
-        "data_report",
-        "stage",
-        "launch",
-        "provision",
-    ),
+    ("training",),
+    ("lr_finder", "observation", "data_report", "provision"),
     ("saved_runs", "checkpoint_commands"),
     ("repository", "remotes", "reports", "verification", "experiments", "tuning"),
     ("results_commands", "experiment_commands"),
@@ -67,9 +48,9 @@ LAYERS = (
 )
 # The one module that may import each heavy package.
 OWNERS = {
-    "ruamel": {"nima.params.params_file", "nima.corpus.formats.yaml_tree"},
-    "pydantic": {"nima.params"},
-    "pydantic_core": {"nima.params"},
+    "ruamel": {"nima.workspace.params.params_file", "nima.corpus.formats.yaml_tree"},
+    "pydantic": {"nima.workspace.params"},
+    "pydantic_core": {"nima.workspace.params"},
     "tokenizers": {"nima.tokenizer"},
     "tiktoken": {"nima.tokenizer"},
     "pyarrow": {
@@ -78,9 +59,9 @@ OWNERS = {
         "nima.corpus.outcomes",
         "nima.corpus.collection",
         "nima.corpus.formats.parquet",
-        "nima.tokens",
-        "nima.token_writer",
-        "nima.encoding",
+        "nima.dataset.tokens",
+        "nima.encoding.token_writer",
+        "nima.encoding.encoding",
         "nima.verification.differences",
     },
     "datasets": {"nima.corpus.sources.hub"},
@@ -105,14 +86,14 @@ OWNERS = {
     },
     "scipy": {"nima.reports.comparison"},
     "optuna": {"nima.tuning.study"},
-    "safetensors": {"nima.tensors"},
-    "dvclive": {"nima.tracking"},
+    "safetensors": {"nima.network.tensors"},
+    "dvclive": {"nima.training.tracking"},
     "accelerate": {"nima.processes"},
     "matplotlib": {"nima.pictures"},
     "rich": {"nima.monitoring.progress", "nima.inspection.terminal", "nima.reports.comparison_views"},
     "psutil": {
         "nima.workspace.runtime",
-        "nima.monitoring.surroundings",
+        "nima.workspace.surroundings",
         "nima.repository.other_processes",
         "nima.hardware",
         "nima.monitoring.monitor",
@@ -131,10 +112,18 @@ OWNERS = {
     "vl_convert": {"nima.provision"},
     "bitsandbytes": {"nima.optimizer.adamw_8bit"},
     "deepspeed": {"nima.processes.zero"},
-    "liger_kernel": {"nima.fused"},
+    "liger_kernel": {"nima.network.fused"},
 }
 # These run on a machine that has only torch and numpy.
-BARE = ("fused", "decoder", "compilation", "optimizer", "schedule", "batches", "monitoring.speed")
+BARE = (
+    "network.fused",
+    "network.decoder",
+    "training.compilation",
+    "training.schedule",
+    "optimizer",
+    "batches",
+    "monitoring.speed",
+)
 FORBIDDEN_WORDS = {"util", "utils", "common", "misc", "helper", "helpers", "base", "engine"}
 FORBIDDEN_WORDS |= {"manager", "factory", "handler", "processor"}
 
@@ -211,7 +200,7 @@ def test_the_pipeline_has_six_stages_in_story_order() -> None:
 
 
 def test_params_of_a_stage_are_sections_of_the_schema() -> None:
-    from nima.params import Params
+    from nima.workspace.params import Params
 
     used = {section for stage in pipeline()["stages"].values() for section in stage.get("params", [])}
     assert used == set(Params.model_fields) - {"run", "tune", "lr_finder"}
@@ -233,7 +222,7 @@ def test_nothing_happens_at_import(path: Path) -> None:
 
 def test_importing_the_library_writes_nothing_and_loads_no_torch_for_params() -> None:
     heavy = {"torch", "dvclive"}
-    code = f"import sys, nima.params.params_file, nima.stage; sys.exit(not {heavy}.isdisjoint(sys.modules))"
+    code = f"import sys, nima.workspace.stage; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, check=False)
     assert done.returncode == 0
 

@@ -24,8 +24,8 @@ from nima.batches import (
 )
 from nima.batches.permutation import permuted
 from nima.batches.stream import training_order
-from nima.errors import UserError
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
+from nima.workspace.errors import UserError
 
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda found: sum(found) >= 4)
 

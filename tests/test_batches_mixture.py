@@ -14,8 +14,8 @@ from tiny_documents import ListedDocuments, numbered
 
 from nima.batches import Batching, TrainingBatches, steps_of, training_batches
 from nima.batches.mixture import Mixture, turns, whole_parts
-from nima.errors import UserError
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
+from nima.workspace.errors import UserError
 
 ROW = 8
 

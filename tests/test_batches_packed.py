@@ -10,7 +10,7 @@ from tiny_documents import ListedDocuments, numbered
 
 from nima.batches import PADDING, Batch, TrainingBatches, training_batches
 from nima.batches.packed import best_fit
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
 
 END, ROW = 999, 8
 lengths = st.lists(st.integers(0, 30), min_size=1, max_size=20).filter(any)

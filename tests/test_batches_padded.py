@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_documents import ListedDocuments, numbered
 
 from nima.batches import PADDING, Batch, TrainingBatches, training_batches
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
 
 END, ROW, BUDGET = 999, 8, 32
 lengths = st.lists(st.integers(0, 30), min_size=1, max_size=20).filter(any)

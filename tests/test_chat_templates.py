@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import FORMATS, ChatFormat, settings, talk, trained_mask, whole
 
-from nima.conversation import CHAT_TEMPLATE, END_OF_TEXT, Dropped
+from nima.conversation import Dropped
 from nima.conversation.documents import tokenized
 from nima.conversation.templates import ChatTemplate, RefusedError
-from nima.errors import UserError
 from nima.tokenizer import Tokenizer
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, END_OF_TEXT
+from nima.workspace.errors import UserError
 
 QUESTION = ("user", "What listens on port 53?")
 ANSWER = ("assistant", "DNS does, é🚀")

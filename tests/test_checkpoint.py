@@ -22,8 +22,8 @@ from nima.checkpoint import Checkpoint, RunFolder, load, open_run, run_fingerpri
 from nima.checkpoint import run_folder as module
 from nima.checkpoint.files import description_of, sha256_of
 from nima.checkpoint.state import own_sha256
-from nima.errors import CheckpointError, UserError
 from nima.finished_runs import drop_stored
+from nima.workspace.errors import CheckpointError, UserError
 
 PARTS = {"training": {"lr": 0.1}}
 

@@ -16,7 +16,7 @@ import torch
 
 from nima.checkpoint import Checkpoint, RunFolder, load, names, open_run
 from nima.checkpoint import run_folder as module
-from nima.errors import CheckpointError, UserError
+from nima.workspace.errors import CheckpointError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ class FullDisk:
         self.first, self.num_changes = first, 0
         for owner, name in ((os, "fsync"), (os, "rename"), (os, "mkdir"), (safetensors.torch, "save_file")):
             patch.setattr(owner, name, self.counted(getattr(owner, name)))
-        patch.setattr("nima.tensors.save_file", self.counted(safetensors.torch.save_file))
+        patch.setattr("nima.network.tensors.save_file", self.counted(safetensors.torch.save_file))
         patch.setattr("nima.checkpoint.files.json.dump", self.counted(module.json.dump))
 
     def counted(self, change: Callable[..., Any]) -> Callable[..., Any]:

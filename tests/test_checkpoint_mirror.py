@@ -15,8 +15,8 @@ import torch
 from s3_server import S3Server, s3_server
 
 from nima.checkpoint import Checkpoint, Mirror, RunFolder, mirror, names, open_run
-from nima.corpus import failures
-from nima.errors import UserError
+from nima.corpus.stores import failures
+from nima.workspace.errors import UserError
 
 BUCKET = "s3://runs/of/one"
 SECOND_BUCKET = "s3://runs/of/another"

@@ -12,12 +12,13 @@ import pytest
 import torch
 from test_training import Attempt, StopAt, bits, model_of, settings_of, weights
 
-from nima import pretrained, saved_runs
+from nima import saved_runs
 from nima.checkpoint import Checkpoint, names, open_run
 from nima.checkpoint.lock import is_held
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
-from nima.errors import Interrupted, UserError
-from nima.params import ModelParams, RunParams
+from nima.network import pretrained
+from nima.workspace.errors import Interrupted, UserError
+from nima.workspace.params import ModelParams, RunParams
 from nima.workspace.runtime import Runtime
 from nima.workspace.runtime import load as load_runtime
 from nima.workspace.signals import StopRequest
@@ -145,7 +146,8 @@ def test_a_clock_that_jumps_neither_saves_nor_holds_back(
     attempt.go(lambda folder: saved.extend(int(path.name[5:]) for path in folder.checkpoints()))
     assert saved == [7]
     source = Path(saved_runs.__file__).parent
-    timed = [*source.glob("checkpoint/*.py"), source / "training.py", source / "workspace/signals.py"]
+    folders = ("checkpoint/*.py", "training/*.py", "workspace/signals.py")
+    timed = [path for pattern in folders for path in source.glob(pattern)]
     assert [path for path in timed if re.search(r"time\.time\(|datetime", path.read_text())] == []
 
 

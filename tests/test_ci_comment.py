@@ -10,7 +10,7 @@ from nima.ci import __main__ as ci
 from nima.ci import comment
 from nima.ci.forge import GitHub, GitLab, Laptop, forge_of, without_secrets
 from nima.ci.pipeline import Reproduction, StageFailed
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nima.ci import repository
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 WHO = ("-c", "user.name=A. Tester", "-c", "user.email=tester@example.com")
 

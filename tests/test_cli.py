@@ -11,7 +11,7 @@ from inspected_project import documents, write_project
 from typer.testing import CliRunner
 
 from nima.cli import application, main
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 RUNNER = CliRunner()
 

@@ -14,13 +14,13 @@ import pytest
 from conftest import ROOT, Project
 from pages_in_chromium import opened
 
-from nima.errors import UserError
 from nima.reports import comparison_views as views
 from nima.reports import repeats
 from nima.reports.comparison import Comparison, Side, compared, difference, mean_text
 from nima.reports.repeats import known_repeats, missing_seeds, repeat
 from nima.repository.revisions import Revision
 from nima.results_commands import compare
+from nima.workspace.errors import UserError
 
 
 @dataclass

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_models import random_ids, tiny_model
 
-from nima import compilation
-from nima.compilation import compile_layers
-from nima.errors import UserError
+from nima.training import compilation
+from nima.training.compilation import compile_layers
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nima.conversation import END_OF_TEXT, ROLES, SPECIAL_TOKENS, Dropped, LossOn, plain_texts
+from nima.conversation import ROLES, Dropped, LossOn
 from nima.conversation.documents import tokenized
 from nima.conversation.pieces import Layout, Piece
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document
-from nima.errors import UserError
 from nima.tokenizer import Tokenizer
+from nima.tokenizer.special_tokens import END_OF_TEXT, SPECIAL_TOKENS
+from nima.workspace.errors import UserError
 
 USER, ASSISTANT, SYSTEM = ((role, f"I am the {role}.") for role in ("user", "assistant", "system"))
 CHATML = ChatTemplate.load(None)
@@ -100,8 +101,8 @@ def test_an_empty_answer_trains_that_it_ends() -> None:
 
 
 def test_plain_texts_are_what_a_person_wrote() -> None:
-    assert list(plain_texts(plain("a <|pad|>\n"))) == ["a <|pad|>\n"]
-    assert list(plain_texts(talk(USER, ("user", " "), ASSISTANT))) == [
+    assert list(plain("a <|pad|>\n").plain_texts()) == ["a <|pad|>\n"]
+    assert list(talk(USER, ("user", " "), ASSISTANT).plain_texts()) == [
         "I am the user.",
         "I am the assistant.",
     ]

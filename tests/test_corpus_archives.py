@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from nima.corpus.sources.archives import is_archive
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.sources import files_of
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 MEMBERS = {"docs/b.rst": b"b", "docs/x/y/a.rst": b"a", "docs/a.rst": b"c" * 300_000, "code.py": b"d"}
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -173,7 +173,7 @@ def test_a_compressed_tar_is_unpacked_once_and_gone_when_the_program_ends(tmp_pa
     code = f"""
 from pathlib import Path
 from nima.corpus.sources.sources import files_of
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.params import LimitsParams, SourceParams
 scratch = Path({str(tmp_path / "scratch")!r})
 files = list(files_of(SourceParams(name="s", path={str(archive)!r}), Path("none"), LimitsParams(), scratch))
 plain, = scratch.iterdir()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nima.corpus.cleaning.boilerplate import edge_line_hashes, line_hash, shared_lines, without_boilerplate
-from nima.params.data import BoilerplateParams
+from nima.workspace.params.data import BoilerplateParams
 
 RULES = BoilerplateParams(edge_lines=2, min_documents=3, min_chars=5)
 MENU, NOTICE = "Home | Docs | Blog", "Copyright 2020 by Acme Corp"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nima.corpus.cleaning import cleaning
 from nima.corpus.cleaning.cleaning import CONTROL, LEGACY, SUSPECT, clean, needs_nothing
 from nima.corpus.quality.blocks import FENCE_END, Markup, verbatim_lines
-from nima.params import CleaningParams
+from nima.workspace.params import CleaningParams
 
 RULES = CleaningParams()
 MARKUPS = get_args(Markup)

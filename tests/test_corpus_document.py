@@ -14,7 +14,7 @@ from nima.corpus.document import (
     write_documents,
     write_rejections,
 )
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 
 def documents(num_documents: int) -> list[Document]:

@@ -117,7 +117,7 @@ def test_auto_rejects_binaries() -> None:
 def test_every_codec_of_python_reads_or_is_refused_in_one_line() -> None:
     import encodings.aliases
 
-    from nima.errors import SourceError
+    from nima.workspace.errors import SourceError
 
     refused = []
     for codec in sorted(

@@ -8,8 +8,8 @@ from held_files import HeldFile, read, rejected, source_of, summary
 
 from nima.corpus.formats.formats import Record, is_splittable, read_records
 from nima.corpus.quality.blocks import verbatim_lines
-from nima.errors import SourceError
-from nima.params import LimitsParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams
 
 
 @pytest.mark.parametrize(

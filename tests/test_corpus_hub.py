@@ -25,8 +25,8 @@ import pytest
 
 from nima.corpus.sources import pages
 from nima.corpus.sources.hub import hub_files
-from nima.errors import SourceError, UserError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import SourceParams
 
 FIRST, SECOND = "a" * 40, "b" * 40
 ABSENT = {"X-Error-Code": "EntryNotFound"}
@@ -147,7 +147,7 @@ SLOW_DOWNLOAD = """
 import sys, time
 from pathlib import Path
 from nima.corpus.sources import hub, pages
-from nima.params import SourceParams
+from nima.workspace.params import SourceParams
 line = hub.json_line
 hub.json_line = lambda record: (time.sleep(0.005), line(record))[1]
 pages.PAGE_RECORDS = 10

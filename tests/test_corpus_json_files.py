@@ -11,7 +11,7 @@ from held_files import HeldFile, read, rejected, source_of, summary
 from nima.corpus.document import Rejection
 from nima.corpus.formats.formats import Span, read_records
 from nima.corpus.sources.files import local_file
-from nima.params import LimitsParams
+from nima.workspace.params import LimitsParams
 
 # ---------------------------------------------------------------------------------- shapes of a JSON file
 

@@ -1,8 +1,8 @@
 import pytest
 
 from nima.corpus.quality.languages import MIN_LETTERS, foreign_language
-from nima.errors import UserError
-from nima.params.data import LanguageParams
+from nima.workspace.errors import UserError
+from nima.workspace.params.data import LanguageParams
 
 ENGLISH = [
     "Please read the manual before you use the device.",

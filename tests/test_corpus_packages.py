@@ -14,8 +14,8 @@ from http_server import WebServer, web_server
 
 from nima.corpus.sources import streams
 from nima.corpus.sources.sources import fetch_packages, files_of
-from nima.errors import SourceError
-from nima.params import LimitsParams, PackageParams, SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, PackageParams, SourceParams
 
 
 def packed(archive: Path, glob: str = "**/*", sha256: str | None = None) -> SourceParams:

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from nima.corpus.sources import pages
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.pages import Page, Progress, json_line, page_files, read_progress, state_of
-from nima.errors import SourceError, UserError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import SourceParams
 
 SOURCE = SourceParams(name="far", qdrant={"collection": "c", "url": "http://nowhere"})
 

@@ -11,7 +11,7 @@ from held_files import read, rejected, source_of, summary
 
 from nima.corpus.formats.formats import read_records
 from nima.corpus.sources.files import local_file
-from nima.params import LimitsParams
+from nima.workspace.params import LimitsParams
 
 
 def parquet(rows: list[dict[str, Any]] | pa.Table, **options: Any) -> bytes:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nima.corpus.cleaning.personal_data import has_check_digit
 from nima.corpus.cleaning.privacy import KINDS, masked, private_flaw
-from nima.params.data import PrivacyParams
+from nima.workspace.params.data import PrivacyParams
 
 # Joined here, so that no scanner takes the tests' own inventions for leaks.
 RANDOM = "q7Zt4Kp9Xw2Vn8Lc5Rb3Jf6Hd1Gs0MyTaEuWoCi4Nv8Bx2Qe7Lk5Pz3Rj9Df6Hg1Sw0Yt4Um8"

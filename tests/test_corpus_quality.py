@@ -1,7 +1,7 @@
 import pytest
 
 from nima.corpus.quality.quality import flaw_in
-from nima.params import QualityParams
+from nima.workspace.params import QualityParams
 
 GOOD = """# Backups
 

@@ -22,12 +22,12 @@ from http_server import Page, WebServer, web_server
 from object_stores import AzureAnswers, GoogleAnswers, ObjectStore, object_store
 from s3_server import S3Server, starting_s3_server
 
-from nima.corpus import buckets, failures
 from nima.corpus.sources import streams
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.sources import files_of
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.corpus.stores import buckets, failures
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 BODY = random.Random(7).randbytes(4500)
 
@@ -564,7 +564,7 @@ import sys
 sys.modules["s3fs"] = None
 from pathlib import Path
 from nima.corpus.sources.sources import files_of
-from nima.params import SourceParams
+from nima.workspace.params import SourceParams
 list(files_of(SourceParams(name="s", url="s3://corpus/a.md"), Path({str(tmp_path)!r})))
 """
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nima.corpus.quality.repetition import excess_in, shares
-from nima.params.data import RepetitionParams
+from nima.workspace.params.data import RepetitionParams
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "d", "eeee"]), max_size=40)
 

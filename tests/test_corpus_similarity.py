@@ -21,7 +21,7 @@ from nima.corpus.duplicates.similarity import (
     unite,
     united_groups,
 )
-from nima.params.data import NearDuplicatesParams
+from nima.workspace.params.data import NearDuplicatesParams
 
 SOURCE = Path(__file__).parent.parent / "src"
 RULES = NearDuplicatesParams()

@@ -11,8 +11,8 @@ import pytest
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.globs import glob_pattern
 from nima.corpus.sources.sources import files_of
-from nima.errors import SourceError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import SourceParams
 
 ROOT_USER, NOBODY = 0, 65534
 

@@ -9,8 +9,8 @@ import zstandard
 from held_files import HeldFile, read, rejected, source_of, summary
 
 from nima.corpus.formats.formats import read_records
-from nima.errors import SourceError
-from nima.params import LimitsParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams
 
 PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
 SUFFIXES = sorted(PACKERS)

@@ -23,8 +23,8 @@ from qdrant_client import QdrantClient, models
 
 from nima.corpus.sources import pages, vectors
 from nima.corpus.sources.vectors import POINT_CLASSES, classes_in, qdrant_files
-from nima.errors import SourceError, UserError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import SourceParams
 
 KINDS = ("lesson", "exercise", "exam")
 

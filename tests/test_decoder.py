@@ -8,15 +8,15 @@ import torch
 from tiny_models import random_ids, tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 
-from nima.decoder import (
+from nima.network.decoder import (
     Cache,
     Decoder,
     DecoderConfig,
     autocast,
     init_parameters,
 )
-from nima.params.presets import PRESETS, resolve
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
+from nima.workspace.params.presets import PRESETS, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nima.tensors import write_tensors
+from nima.network.tensors import write_tensors
 from nima.verification.differences import difference, differences
 
 

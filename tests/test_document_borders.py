@@ -7,7 +7,7 @@ from tiny_documents import ListedDocuments
 from tiny_models import tiny_model
 
 from nima.batches import Batch, Batching, training_batches
-from nima.decoder import autocast
+from nima.network.decoder import autocast
 
 END, ROW = 1, 16
 SIZES = [9, 5, 14, 2, 7, 11, 4, 40, 3, 6]

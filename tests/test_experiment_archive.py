@@ -10,8 +10,8 @@ from tiny_project import create_tiny_project
 from typer.testing import CliRunner
 
 from nima.cli import application
-from nima.errors import UserError
 from nima.experiments.experiment_archive import keep, record
+from nima.workspace.errors import UserError
 
 FIGURES = {"loss": 0.03, "bits_per_byte": 0.06, "accuracy": 0.5}
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import Project
 from tiny_project import create_tiny_project
 
-from nima.errors import ParamsError, UserError
 from nima.experiments import experiments
 from nima.experiments.experiments import Request, run, wait
+from nima.workspace.errors import ParamsError, UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nima import fused
-from nima.fused import (
+from nima.network import fused
+from nima.network.fused import (
     causal_attention,
     linear_cross_entropy,
     normalised_and_rotated,
     rms_norm,
     squared_relu_mlp,
 )
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from nima import generation, pretrained
-from nima.decoder import Decoder
-from nima.errors import Interrupted
+from nima import generation
 from nima.generation import Continuation, continuation, seed_of, warped
-from nima.params import GenerateParams, StrategyParams
+from nima.network import pretrained
+from nima.network.decoder import Decoder
 from nima.tokenizer import Tokenizer
+from nima.workspace.errors import Interrupted
+from nima.workspace.params import GenerateParams, StrategyParams
 
 END = 0
 GREEDY = StrategyParams(name="greedy")

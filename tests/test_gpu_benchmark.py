@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks import gpu
-from nima.decoder import Decoder
+from nima.network.decoder import Decoder
 
 TINY = ["--device", "cpu", "--shapes", "tiny", "--compile", "off", "--steps", "2"]
 

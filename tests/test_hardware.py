@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from nima import hardware
-from nima.hardware import EnergyMeter, Gpus, cpu_model, machine
+from nima.hardware import EnergyMeter, Gpus, machine
 from nima.monitoring.log_file import logging_to
 from nima.monitoring.monitor import Monitor
+from nima.workspace import surroundings
+from nima.workspace.surroundings import cpu_model
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -30,7 +31,7 @@ def test_the_machine_is_described_in_plain_values() -> None:
 
 
 def test_the_processor_is_called_by_its_makers_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(surroundings, "CPUINFO", tmp_path / "cpuinfo")
     assert cpu_model()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Brand: X 9000\n")
     assert cpu_model() == "Brand: X 9000"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nima.errors import InputsChangedError, UserError
+from nima.workspace.errors import InputsChangedError, UserError
 from nima.workspace.inputs import changed_since, contents, fingerprint, guard_inputs, snapshot
 
 RAW = Path("data/raw")

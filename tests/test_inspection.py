@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from inspected_project import HOSTILE, TEXTS, documents, write_project
 from rich.console import Console
 
-from nima import splits
-from nima.errors import UserError
+from nima.dataset import splits
 from nima.inspection import documents as module
 from nima.inspection import terminal
 from nima.inspection.characters import visible, visible_bytes
 from nima.inspection.documents import Choice, DocumentView, TokenizedData, nearest_id
 from nima.inspection.page import page, write_page
 from nima.inspection.rejections import rejections
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(scope="module")

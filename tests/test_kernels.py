@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_models import random_ids, tiny_model
 
-from nima import compilation
-from nima.compilation import choose_kernels
-from nima.decoder import Decoder, autocast
-from nima.errors import UserError
-from nima.targets import IGNORED
+from nima.network.decoder import Decoder, autocast
+from nima.network.targets import IGNORED
+from nima.training import compilation
+from nima.training.compilation import choose_kernels
+from nima.workspace.errors import UserError
 
 
 def loss_and_gradients(kernels: str, precision: str) -> dict[str, torch.Tensor]:

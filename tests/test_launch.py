@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nima import launch
+from nima.training import launch
 from nima.workspace.runtime import place_of
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 STAGE = """
 import json, os, signal, sys, time
 from pathlib import Path
-from nima.errors import UserError
-from nima.launch import run_stage_in_processes
+from nima.workspace.errors import UserError
+from nima.training.launch import run_stage_in_processes
 from nima.workspace.signals import StopRequest
 
 RANK = int(os.environ.get("RANK", "0"))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima import leakage as gate
-from nima.errors import UserError
-from nima.leakage import Probe, Probes, check_no_leakage, leakage
-from nima.params.data import LeakageParams
+from nima.leakage import leakage as gate
+from nima.leakage.leakage import Probe, Probes, check_no_leakage, leakage
+from nima.workspace.errors import UserError
+from nima.workspace.params.data import LeakageParams
 
 RULES = LeakageParams()
 DRAW = random.Random(11)

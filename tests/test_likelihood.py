@@ -14,11 +14,11 @@ from tiny_models import tiny_model
 from torch.nn.functional import cross_entropy
 
 from nima.batches import Stream, evenly_spread, scoring_windows
-from nima.decoder import Decoder
-from nima.errors import Interrupted
 from nima.evaluation import likelihood
 from nima.evaluation.likelihood import Likelihood, Scorer, scoring_batches, total
-from nima.targets import IGNORED
+from nima.network.decoder import Decoder
+from nima.network.targets import IGNORED
+from nima.workspace.errors import Interrupted
 
 END = 0
 VOCAB = 40

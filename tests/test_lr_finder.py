@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 from conftest import Project
 
-from nima.errors import UserError
 from nima.lr_finder import rate, smooth, suggestion
-from nima.params import LrFinderParams
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import Row
+from nima.workspace.params import LrFinderParams
 
 SETTINGS = LrFinderParams(min_lr=1e-4, max_lr=1.0, steps=41)
 

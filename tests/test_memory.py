@@ -9,10 +9,10 @@ import torch
 from test_training import BLOCK, Attempt, Killed, StopAt, model_of, settings_of, weights
 from torch import Tensor
 
-from nima.decoder import Decoder
-from nima.errors import UserError
-from nima.memory import MicroBatch, is_out_of_memory
-from nima.params import RunParams
+from nima.network.decoder import Decoder
+from nima.training.memory import MicroBatch, is_out_of_memory
+from nima.workspace.errors import UserError
+from nima.workspace.params import RunParams
 
 REFUSALS: dict[str, Callable[[], Exception]] = {
     "a GPU's": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

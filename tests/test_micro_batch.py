@@ -11,13 +11,13 @@ import torch
 from conftest import ROOT
 from tiny_models import tiny_config
 
-from nima import micro_batch
-from nima.errors import UserError
-from nima.memory_trials import Trial, Trials, Work
-from nima.micro_batch import RECORD, chosen, divisors, fastest, search, settled
-from nima.params import Params, TrainingParams, params_file
 from nima.processes import ALONE
+from nima.training import micro_batch
+from nima.training.memory_trials import Trial, Trials, Work
+from nima.training.micro_batch import RECORD, chosen, divisors, fastest, search, settled
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import Params, TrainingParams, params_file
 
 CPU = torch.device("cpu")
 FIXED, PER_ROW = 100, 10

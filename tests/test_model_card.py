@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from nima.model_card import model_card, trained_card
-from nima.params import Params
-from nima.params.params_file import parse, plain
+from nima.training.model_card import model_card, trained_card
+from nima.workspace.params import Params
+from nima.workspace.params.params_file import parse, plain
 
 TRAIN: dict[str, Any] = {
     "parameters": 5_245_696,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_training import BLOCK, NEVER, Attempt, bits, model_of, settings_of, weights
 
-from nima.decoder import linear_cross_entropy
-from nima.errors import UserError
-from nima.objective import Objective, ObjectiveError, check_declared, objective_of, source_hashes
+from nima.network.decoder import linear_cross_entropy
+from nima.training.objective import Objective, ObjectiveError, check_declared, objective_of, source_hashes
+from nima.workspace.errors import UserError
 
 DOCS = Path(__file__).parent.parent / "docs/training.md"
 OWN = """
@@ -231,7 +231,7 @@ def test_the_source_of_the_function_decides_the_result(tmp_path: Path, own: str)
 def test_a_module_that_dvc_does_not_know_of_is_refused(tmp_path: Path, own: str) -> None:
     objective = objective_of(settings_of(loss=f"{own}:plain"))
     with pytest.raises(UserError, match=rf"does not name {own}\.py among the deps of train"):
-        check_declared(objective, [Path("src/nima/training.py")])
+        check_declared(objective, [Path("src/nima/training/loop.py")])
     check_declared(objective, [])
     check_declared(objective, [Path(f"{own}.py")])
     check_declared(objective, [tmp_path])

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nima.decoder import Decoder, DecoderConfig, init_parameters
-from nima.errors import UserError
+from nima.network.decoder import Decoder, DecoderConfig, init_parameters
+from nima.network.tensors import read_tensors, write_tensors
 from nima.optimizer import (
     AdamWScale,
     Muon,
@@ -24,8 +24,8 @@ from nima.optimizer import (
     orthogonalised,
     parameter_groups,
 )
-from nima.params.presets import PRESETS, resolve
-from nima.tensors import read_tensors, write_tensors
+from nima.workspace.errors import UserError
+from nima.workspace.params.presets import PRESETS, resolve
 
 RATES = Rates(
     optimizer="muon",

@@ -9,9 +9,9 @@ from conftest import ROOT, Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.errors import UserError
 from nima.experiments.overrides import Combination, combinations, label, readable_name
-from nima.params.params_file import load
+from nima.workspace.errors import UserError
+from nima.workspace.params.params_file import load
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from nima import parallel
-from nima.errors import UserError
 from nima.parallel import in_processes, in_this_process, on_ray
+from nima.workspace.errors import UserError
 
 PARTS = list(range(12))
 

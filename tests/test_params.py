@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from nima import params
-from nima.errors import ParamsError
-from nima.params import params_file
-from nima.params.presets import PRESETS
+from nima.workspace import params
+from nima.workspace.errors import ParamsError
+from nima.workspace.params import params_file
+from nima.workspace.params.presets import PRESETS
 
 SHIPPED = Path("params.yaml").resolve()
 # The tests below edit this file, so that the shipped recipe can change without them.

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nima.params import EarlyStoppingParams, PlateauParams, RecoveryParams, TrainingParams
-from nima.params.training import metric_problems, mixture_problems
+from nima.workspace.params import EarlyStoppingParams, PlateauParams, RecoveryParams, TrainingParams
+from nima.workspace.params.training import metric_problems, mixture_problems
 
 
 def training(**changes: Any) -> TrainingParams:

@@ -97,10 +97,12 @@ def test_a_key_that_changes_no_result_reruns_nothing(project: Project) -> None:
 
 def test_a_temporary_run_uses_its_own_code_and_leaves_the_workspace_alone(project: Project) -> None:
     before = project.outputs()
-    module = project.path / "src/nima/schedule.py"
+    module = project.path / "src/nima/training/schedule.py"
     module.write_text(module.read_text() + "\n\nMARK = 1\n")
     train = project.path / "stages/train.py"
-    train.write_text(train.read_text().replace("def main(", "from nima.schedule import MARK\n\n\ndef main("))
+    train.write_text(
+        train.read_text().replace("def main(", "from nima.training.schedule import MARK\n\n\ndef main(")
+    )
     done = project.dvc("exp", "run", "--temp", "-n", "aside", "-S", "training.lr=0.002")
     assert "train" in stages_run(done.stdout)
     assert project.outputs() == before

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nima.plateau import ReduceOnPlateau
+from nima.training.plateau import ReduceOnPlateau
 
 
 def ratios(plateau: ReduceOnPlateau, values: list[float]) -> list[float]:

@@ -12,10 +12,10 @@ import pytest
 from conftest import Project
 from tiny_project import create_tiny_project
 
-from nima.errors import UserError
 from nima.experiments import preflight
 from nima.experiments.preflight import findings, shell_findings
 from nima.repository import other_processes
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 
 from nima.corpus import collection, portions, refinement
 from nima.corpus.document import Document, read_documents, read_rejections
-from nima.errors import SourceError, UserError
-from nima.params import Params, PrepareParams
-from nima.params.params_file import load
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import Params, PrepareParams
+from nima.workspace.params.params_file import load
 from nima.workspace.runtime import Runtime
 from nima.workspace.runtime import load as load_runtime
 from stages import prepare

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import random_ids, tiny_model
 
-from nima import pretrained
-from nima.decoder import Decoder
-from nima.errors import UserError
 from nima.generation import continuation
-from nima.params import StrategyParams
+from nima.network import pretrained
+from nima.network.decoder import Decoder
+from nima.workspace.errors import UserError
+from nima.workspace.params import StrategyParams
 
 SHAPES = [
     {"mlp": "swiglu", "tie_embeddings": False, "num_kv_heads": 4},

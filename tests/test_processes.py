@@ -30,17 +30,17 @@ from test_training import (
 )
 
 from nima.checkpoint import NoFolder, open_run
-from nima.decoder import Decoder
-from nima.errors import Interrupted, NonFiniteError, UserError
 from nima.monitoring.progress import TrainingProgress
-from nima.params import Params, RunParams
-from nima.params.params_file import load
+from nima.network.decoder import Decoder
+from nima.network.tensors import read_tensors, write_tensors
 from nima.processes import ALONE, Processes
 from nima.processes.joining import joined, num_processes
-from nima.tensors import read_tensors, write_tensors
-from nima.tracking import Unlogged
-from nima.training import Result, Run, train
+from nima.training.loop import Result, Run, train
+from nima.training.tracking import Unlogged
 from nima.workspace import runtime
+from nima.workspace.errors import Interrupted, NonFiniteError, UserError
+from nima.workspace.params import Params, RunParams
+from nima.workspace.params.params_file import load
 from nima.workspace.runtime import Place, Runtime
 
 # Weights and losses of fp32 runs that differ in the order of sums only.

@@ -9,8 +9,8 @@ from tiny_documents import ListedDocuments, numbered
 from tiny_models import tiny_model
 
 from nima.batches import training_batches
-from nima.recipe import Recipe, summary_of, timing_of
-from nima.training import Result, State
+from nima.training.loop import Result, State
+from nima.training.recipe import Recipe, summary_of, timing_of
 
 
 class TwoSources(ListedDocuments):

@@ -18,7 +18,7 @@ from s3_server import S3Server, free_ports, s3_server
 from team import Team, toy_project
 
 from nima import remotes
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 pytestmark = pytest.mark.xdist_group("s3")
 pytest_plugins = ("team_fixtures",)

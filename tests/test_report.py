@@ -8,10 +8,10 @@ import pytest
 from conftest import Project
 from pages_in_chromium import opened
 
-from nima.errors import UserError
 from nima.reports.report import Story, origin
 from nima.repository.revisions import Revision
 from nima.results_commands import report
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -163,12 +163,12 @@ def test_an_input_that_changes_during_training_fails_the_stage(untrained: Projec
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 5/"):
-            schedule = untrained.path / "src/nima/schedule.py"
+            schedule = untrained.path / "src/nima/training/schedule.py"
             schedule.write_text(schedule.read_text() + "\n# edited\n")
             break
     rest, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "src/nima/schedule.py changed" in rest
+    assert "src/nima/training/schedule.py changed" in rest
     assert "\n  train:\n" not in untrained.read("dvc.lock")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from nima.errors import UserError
 from nima.repository.revisions import Revision, commit_of, flat, project_root
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(scope="module")

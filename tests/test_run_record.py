@@ -25,9 +25,9 @@ from nima.monitoring.run_record import (
     versions,
     where,
 )
-from nima.params import Params, params_file
 from nima.workspace import runtime
 from nima.workspace.inputs import contents
+from nima.workspace.params import Params, params_file
 
 ROOT = Path(__file__).parent.parent
 

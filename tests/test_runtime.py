@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nima.errors import UserError
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
 
 SETTINGS = ("NIMA_DEVICE", "NIMA_THREADS", "NIMA_CACHE", "DVC_ROOT")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nima.errors import UserError
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 from nima import samples
 from nima.generation import Sample
-from nima.params import StrategyParams
+from nima.workspace.params import StrategyParams
 
 TOP_K = StrategyParams(name="top-k", temperature=0.8, top_k=40)
 GREEDY = StrategyParams(name="greedy")

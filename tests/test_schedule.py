@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nima.schedule import lr_factor, warmup_steps_of
+from nima.training.schedule import lr_factor, warmup_steps_of
 
 
 def factors(total_steps: int, **settings: Any) -> list[float]:

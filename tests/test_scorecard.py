@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nima.batches import Stream, scoring_windows
-from nima.errors import Interrupted, UserError
 from nima.evaluation.compression import floors
 from nima.evaluation.likelihood import Likelihood, Scorer
 from nima.evaluation.scorecard import ScoredText, bits_per_byte, scorecard, scored_text, tables
 from nima.tokenizer import Tokenizer
+from nima.workspace.errors import Interrupted, UserError
 
 TEXTS = ["aws s3 ls lists buckets. " * 40, "kubectl get pods\n" * 30, "aws ec2 stop-instances " * 20]
 SOURCES = ["manuals", "guides", "manuals"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nima.errors import UserError
 from nima.scratch import own_folder
+from nima.workspace.errors import UserError
 
 
 def interrupted(parent: Path, name: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from nima import splits
-from nima.errors import UserError
-from nima.params import Params, params_file
-from nima.tokens import Tokens
+from nima.dataset import splits
+from nima.dataset.tokens import Tokens
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import Params, params_file
 from stages import prepare, split, tokenize
 
 ROOT = Path(__file__).parent.parent

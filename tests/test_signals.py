@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nima.errors import EXIT_INTERRUPTED, Interrupted
+from nima.workspace.errors import EXIT_INTERRUPTED, Interrupted
 from nima.workspace.signals import STOP_SIGNALS, StopRequest, die_with_dvc
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -46,7 +46,7 @@ def ends_within(pid: int, seconds: float) -> bool:
 
 POLLING = """
 import time
-from nima.errors import Interrupted
+from nima.workspace.errors import Interrupted
 from nima.workspace.signals import StopRequest
 with StopRequest() as stop:
     print("ready")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nima import fused
-from nima.decoder import Decoder, DecoderConfig, init_parameters
 from nima.monitoring.speed import flops_per_token, known_peak, measured_peak, peak_flops
+from nima.network import fused
+from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 
 
 def decoder(*, tied: bool) -> Decoder:

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nima import splits
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
-from nima.errors import UserError
-from nima.params import params_file
-from nima.splits import (
+from nima.dataset import splits
+from nima.dataset.splits import (
     SPLITS,
     SplitTexts,
     TrainingTexts,
@@ -25,8 +23,10 @@ from nima.splits import (
     split_of,
     without,
 )
-from nima.token_writer import TokenWriter
-from nima.tokens import Tokens
+from nima.dataset.tokens import Tokens
+from nima.encoding.token_writer import TokenWriter
+from nima.workspace.errors import UserError
+from nima.workspace.params import params_file
 
 ROOT = Path(__file__).parent.parent
 EIGHTY = (0.8, 0.1, 0.1)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nima import stage
-from nima.errors import Interrupted, UserError
-from nima.params import Params
-from nima.params.params_file import load
-from nima.stage import run_stage
+from nima.workspace import stage
+from nima.workspace.errors import Interrupted, UserError
 from nima.workspace.outputs import rewritten
+from nima.workspace.params import Params
+from nima.workspace.params.params_file import load
 from nima.workspace.runtime import Runtime
+from nima.workspace.stage import run_stage
 
 SHIPPED = Path("params.yaml").resolve()
 
@@ -197,7 +197,7 @@ def test_an_interrupted_stage_says_so_even_if_an_input_changed(capsys: pytest.Ca
 
 def test_a_stage_in_a_process_of_its_own_exits_with_its_code() -> None:
     code = (
-        "from nima.errors import UserError\nfrom nima.stage import run_stage\n"
+        "from nima.workspace.errors import UserError\nfrom nima.workspace.stage import run_stage\n"
         "def story(params, runtime):\n    raise UserError('nothing to read')\n"
         "run_stage('work', story)\n"
     )

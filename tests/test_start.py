@@ -7,7 +7,7 @@ from pathlib import Path
 
 from test_tokens import document
 
-from nima.token_writer import TokenWriter
+from nima.encoding.token_writer import TokenWriter
 
 ROOT = Path(__file__).parent.parent
 FIRST_STEPS = """
@@ -19,7 +19,7 @@ import torch
 import stages.train
 from nima.optimizer import Optimizer, Rates
 from nima.workspace.runtime import load, set_up_torch
-from nima.tokens import Tokens
+from nima.dataset.tokens import Tokens
 
 Tokens.open(Path(sys.argv[1]))
 set_up_torch(load(Path.cwd()))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from nima.errors import UserError
 from nima.evaluation.likelihood import Likelihood
-from nima.params import TrainingParams
-from nima.steering import MAX_SKIPS_IN_A_ROW, Steering
+from nima.training.steering import MAX_SKIPS_IN_A_ROW, Steering
+from nima.workspace.errors import UserError
+from nima.workspace.params import TrainingParams
 
 
 def steering_of(**changes: Any) -> Steering:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nima.stopping import (
+from nima.training.stopping import (
     FIRST_UPDATES,
     Degradation,
     EarlyStopping,
@@ -16,8 +16,8 @@ from nima.stopping import (
     GradientExplosion,
     LearningRatePlateau,
     Rule,
-    improves,
 )
+from nima.workspace.metrics import improves
 
 
 def decisions(stopper: Rule, values: list[float]) -> list[bool]:

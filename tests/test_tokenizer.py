@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 import nima
-from nima.conversation import CHAT_TEMPLATE, SPECIAL_TOKENS
-from nima.errors import UserError
 from nima.tokenizer import Tokenizer, gate
 from nima.tokenizer.encoders import pre_tokenizer
 from nima.tokenizer.gate import fuzzed_texts
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import byte_alphabet
+from nima.workspace.errors import UserError
 
 COMMANDS = """
 **To list the running pods of a namespace**
@@ -381,7 +381,7 @@ def test_the_chat_template_gives_the_tokens_that_are_trained(
     from nima.conversation.documents import tokenized
     from nima.conversation.templates import ChatTemplate
     from nima.corpus.document import Document, Message
-    from nima.params import TokenizeParams
+    from nima.workspace.params import TokenizeParams
 
     messages = tuple(Message(**message) for message in MESSAGES)
     document = Document("0" * 16, "chat", "a#0", "1" * 16, 1.0, "MIT", "", messages)

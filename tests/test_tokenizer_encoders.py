@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from nima.conversation import SPECIAL_TOKENS
 from nima.tokenizer import Tokenizer
 from nima.tokenizer.encoders import (
     DIGITS_PATTERN,
@@ -27,6 +26,7 @@ from nima.tokenizer.encoders import (
     fast_form,
 )
 from nima.tokenizer.learning import all_bytes, learnt_characters, short
+from nima.tokenizer.special_tokens import SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import byte_alphabet
 
 SPELLED = {byte: character for character, byte in byte_alphabet().items()}

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nima
-from nima.conversation import CHAT_TEMPLATE, SPECIAL_TOKENS
-from nima.errors import UserError
-from nima.params import TokenizeParams
 from nima.tokenizer import Tokenizer, gate, tokenizer_of
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import byte_alphabet
+from nima.workspace.errors import UserError
+from nima.workspace.params import TokenizeParams
 
 KINDS = ("bpe", "unigram", "char", "byte")
 OWN = ("<|tool|>", "[SEP]")
@@ -173,7 +173,7 @@ def test_bpe_of_the_params_is_that_of_train(tmp_path: Path) -> None:
 TRAIN_AND_PRINT = """
 import hashlib, json, sys
 from pathlib import Path
-from nima.params import TokenizeParams
+from nima.workspace.params import TokenizeParams
 from nima.tokenizer import tokenizer_of
 texts = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 for kind in ("bpe", "unigram", "char", "byte"):

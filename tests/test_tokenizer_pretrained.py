@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import nima
-from nima.conversation import CHAT_TEMPLATE
-from nima.errors import UserError
-from nima.params import TokenizeParams
 from nima.tokenizer import Tokenizer, gate, tokenizer_of
 from nima.tokenizer.encoders import GPT4_PATTERNS
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE
+from nima.workspace.errors import UserError
+from nima.workspace.params import TokenizeParams
 
 TEXTS = [
     "The following ``get pods`` example lists the pods:\n\n    kubectl get pods --all --output json\n" * 4,
@@ -561,8 +561,8 @@ def hub(folders: dict[str, Path]) -> Iterator[http.server.ThreadingHTTPServer]:
 FROM_HUB = """
 import json, sys
 from pathlib import Path
-from nima.errors import UserError
-from nima.params import TokenizeParams
+from nima.workspace.errors import UserError
+from nima.workspace.params import TokenizeParams
 from nima.tokenizer import tokenizer_of
 for place in sys.argv[2:]:
     settings = TokenizeParams(kind="pretrained", pretrained=place)

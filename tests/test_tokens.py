@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima import tokens as tokens_on_disk
 from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
-from nima.errors import UserError
-from nima.params import params_file
-from nima.token_writer import TokenWriter
+from nima.dataset import tokens as tokens_on_disk
+from nima.dataset.tokens import HEADER, Tokens, TokenShard
+from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
-from nima.tokens import HEADER, Tokens, TokenShard
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import params_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -360,8 +360,8 @@ def test_whole_columns_give_the_same_bytes_as_single_documents(project: Path) ->
 def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interruption(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nima import encoding
     from nima.corpus.document import stretches
+    from nima.encoding import encoding
 
     def tokens() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(Path("data/tokens").iterdir())}
@@ -397,8 +397,8 @@ def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interr
 def test_a_ray_cluster_tokenizes_to_the_same_bytes(
     project: Path, cluster: tuple[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nima import encoding
     from nima.corpus.document import stretches
+    from nima.encoding import encoding
 
     def outputs() -> dict[str, bytes]:
         folders = (Path("data/tokens"), Path("models/tokenizer"))
@@ -433,7 +433,7 @@ def test_what_is_dropped_or_cut_is_counted_and_listed(project: Path) -> None:
 
 
 def test_the_stage_learns_from_the_training_part_only(project: Path) -> None:
-    from nima.splits import split_of
+    from nima.dataset.splits import split_of
 
     parts = {n: split_of(f"{n:016x}", 0, (0.8, 0.1, 0.1)) for n in range(60)}
     held_out = [

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from tracker_readers import READERS
 
-from nima.errors import UserError
 from nima.trackers import tell_trackers
 from nima.trackers import trackers as trackers_module
 from nima.trackers.histograms import MAX_VALUES, histogram, histograms_of
@@ -30,6 +29,7 @@ from nima.trackers.sender import Memory, in_one_line
 from nima.trackers.tracked_run import Ending
 from nima.trackers.trackers import Trackers, figures_in, flat
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
 from nima.workspace.inputs import content_of
 from nima.workspace.runtime import TRACKERS, Runtime
 

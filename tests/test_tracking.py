@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nima.errors import UserError
 from nima.pictures import draw_bars, draw_curves
-from nima.tracking import StageLive
+from nima.training.tracking import StageLive
 from nima.workspace import metrics
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import write_metrics, write_timing
 
 ROWS: list[dict[str, Any]] = [

@@ -23,17 +23,23 @@ from nima.batches import (
     training_batches,
 )
 from nima.checkpoint import RunFolder, open_run
-from nima.decoder import Decoder, DecoderConfig, init_parameters
-from nima.errors import Interrupted, NonFiniteError
 from nima.evaluation.likelihood import Likelihood, Scorer
 from nima.monitoring.progress import TrainingProgress
+from nima.network.decoder import Decoder, DecoderConfig, init_parameters
+from nima.network.targets import IGNORED
 from nima.optimizer import Optimizer, rates_of
-from nima.params import EarlyStoppingParams, PlateauParams, RecoveryParams, RunParams, TrainingParams
-from nima.params.stopping import DegradationParams, GradientCollapseParams
-from nima.steering import MAX_SKIPS_IN_A_ROW
-from nima.targets import IGNORED
-from nima.tracking import StageLive
-from nima.training import Result, Run, save_due, train
+from nima.training.loop import Result, Run, save_due, train
+from nima.training.steering import MAX_SKIPS_IN_A_ROW
+from nima.training.tracking import StageLive
+from nima.workspace.errors import Interrupted, NonFiniteError
+from nima.workspace.params import (
+    EarlyStoppingParams,
+    PlateauParams,
+    RecoveryParams,
+    RunParams,
+    TrainingParams,
+)
+from nima.workspace.params.stopping import DegradationParams, GradientCollapseParams
 from nima.workspace.signals import StopRequest
 
 VOCABULARY, BLOCK = 64, 8

@@ -14,13 +14,13 @@ from conftest import ROOT, Project
 from pages_in_chromium import opened
 from searched_project import create_searched_project
 
-from nima.errors import ParamsError, UserError
-from nima.params import DimensionParams, TuneParams
-from nima.params.params_file import load
 from nima.tuning.search_space import Dimension, check_ends, dimensions
 from nima.tuning.study import Study, open_study
 from nima.tuning.study_page import page
 from nima.tuning.tuning import clean_head, search_of, tune
+from nima.workspace.errors import ParamsError, UserError
+from nima.workspace.params import DimensionParams, TuneParams
+from nima.workspace.params.params_file import load
 
 SPACE = {"training.lr": {"low": 0.001, "high": 1.0, "log": True}}
 

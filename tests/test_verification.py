@@ -12,8 +12,8 @@ from conftest import Project
 from typer.testing import CliRunner
 
 from nima import experiment_commands
-from nima.errors import UserError
 from nima.verification.verification import Verdict, as_json, markdown, verify
+from nima.workspace.errors import UserError
 
 # DRIFT stands for whatever makes another machine compute something else.
 TRAIN = """

@@ -15,10 +15,10 @@ import torch
 from test_processes import CLOSE, Share, assert_close, last_only, params_of, runtime_of, state_in
 from test_training import BLOCK, Killed, StopAt
 
-from nima.errors import Interrupted, UserError
+from nima.network.tensors import read_tensors
 from nima.processes import ALONE, Processes, joining
 from nima.processes.joining import KINDS, joined, num_processes
-from nima.tensors import read_tensors
+from nima.workspace.errors import Interrupted, UserError
 
 # Weights of runs whose matrix products round.
 LOOSE, NEAR = {"rtol": 5e-2, "atol": 5e-2}, {"rtol": 1e-2, "atol": 1e-4}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from nima.decoder import Decoder, DecoderConfig
+from nima.network.decoder import Decoder, DecoderConfig
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 40,

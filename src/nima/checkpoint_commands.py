@@ -61,8 +61,8 @@ def verify(
 ) -> None:
     """Compare every file with its manifest's hash; exit 2 if one differs."""
     from nima.checkpoint import verify as verify_folder
-    from nima.errors import CheckpointError
     from nima.saved_runs import find, runs, saved_in
+    from nima.workspace.errors import CheckpointError
 
     here = runtime()
     if checkpoint is not None:
@@ -119,8 +119,8 @@ def restore(
     mirror: Annotated[str | None, typer.Option(metavar="URL", help="Default: NIMA_MIRROR.")] = None,
 ) -> None:
     """Fetch a run's newest and named checkpoints from the mirror. (`dvc repro` does so by itself.)"""
-    from nima.errors import UserError
     from nima.saved_runs import restore
+    from nima.workspace.errors import UserError
 
     here = runtime()
     url = mirror or here.mirror
@@ -154,10 +154,10 @@ def evaluate(
     split: Annotated[Literal["validation", "test"], typer.Option(help="The text to score.")] = "validation",
 ) -> None:
     """Score a checkpoint, or an exported model, on a split's text; nothing is written."""
-    from nima.params import params_file
-    from nima.recipe import evaluated
     from nima.saved_runs import find, model_in
-    from nima.stage import PARAMS
+    from nima.training.recipe import evaluated
+    from nima.workspace.params import params_file
+    from nima.workspace.stage import PARAMS
 
     here, params = runtime(), params_file.load(PARAMS)
     model = model_in(find(here, checkpoint), params.model)

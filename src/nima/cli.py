@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from nima import checkpoint_commands, experiment_commands
-from nima.errors import UserError
 from nima.results_commands import compare, report, tune
+from nima.workspace.errors import UserError
 
 Source = Annotated[str | None, typer.Option(metavar="NAME", help="Only of this source.")]
 

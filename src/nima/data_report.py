@@ -16,8 +16,8 @@ import jinja2
 import numpy as np
 
 from nima.corpus.document import Rejection, example_rejections
-from nima.separation import Separation
-from nima.tokens import Tokens
+from nima.dataset.tokens import Tokens
+from nima.leakage.separation import Separation
 from nima.workspace.metrics import read_metrics
 
 Table = list[dict[str, Any]]

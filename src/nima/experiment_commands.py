@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, help="Experiments at a time.")]
 

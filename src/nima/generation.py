@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nima.decoder import Cache, Decoder
-from nima.params import GenerateParams, StrategyParams
+from nima.network.decoder import Cache, Decoder
 from nima.tokenizer import Tokenizer
+from nima.workspace.params import GenerateParams, StrategyParams
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import psutil
 import pynvml
 
 from nima.workspace.runtime import physical_cores, usable_cores
+from nima.workspace.surroundings import cpu_model
 
 POWERCAP = Path("/sys/class/powercap")
-CPUINFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -32,16 +32,6 @@ def machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         **Gpus().description(),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name as its maker gives it."""
-    with suppress(OSError):
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "cpu model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 # ----------------------------------------------------------------------------------------------- memory

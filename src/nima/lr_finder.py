@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 
-from nima.decoder import autocast
-from nima.errors import UserError
-from nima.objective import objective_of
+from nima.network.decoder import autocast
 from nima.optimizer import Optimizer, rates_of
-from nima.params import LrFinderParams, Params, params_file
 from nima.pictures import PLOTS, draw_rate_range
-from nima.recipe import Recipe, assemble
-from nima.tracking import StageLive
-from nima.training import on_device
+from nima.training.loop import on_device
+from nima.training.objective import objective_of
+from nima.training.recipe import Recipe, assemble
+from nima.training.tracking import StageLive
 from nima.workspace import runtime as runtime_settings
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import Row
+from nima.workspace.params import LrFinderParams, Params, params_file
 from nima.workspace.runtime import set_up_torch
 
 NAME = "lr_finder"

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import torch
 
-from nima.errors import Interrupted
 from nima.monitoring.log_file import logging_to, note
 from nima.monitoring.monitor import Monitor
 from nima.monitoring.profiling import Profile
 from nima.monitoring.progress import TrainingProgress, duration
 from nima.monitoring.run_record import RunRecord, facts_of, input_hashes, label_of
 from nima.monitoring.speed import flops_per_token, peak_flops
-from nima.params import Params
-from nima.recipe import Recipe, timing_of
 from nima.trackers.tracked_run import Ending, Outcome
 from nima.trackers.trackers import Trackers, figures_in
-from nima.tracking import StageLive
-from nima.training import Result
+from nima.training.loop import Result
+from nima.training.recipe import Recipe, timing_of
+from nima.training.tracking import StageLive
+from nima.workspace.errors import Interrupted
 from nima.workspace.inputs import contents
 from nima.workspace.metrics import METRICS, Row
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
 
 # Scoring a token is a forward pass; training on it is that, and a backward pass of twice the work.

@@ -25,8 +25,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nima.errors import UserError
 from nima.scratch import own_folder
+from nima.workspace.errors import UserError
 from nima.workspace.runtime import Runtime
 from nima.workspace.signals import end_with
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import vl_convert
 
 from nima.corpus.sources.sources import fetch_packages
-from nima.errors import UserError
-from nima.params import params_file
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import params_file
 
 # {plot_divs} is DVC's placeholder; without one for scripts, DVC adds none that would come from the network.
 PAGE = """<!DOCTYPE html>

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     from dvc.data_cloud import Remote as Storage

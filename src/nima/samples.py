@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nima.generation import Sample
-from nima.params import StrategyParams
+from nima.workspace.params import StrategyParams
 
 ENDINGS = {"end_of_text": "ended by the model", "length": "cut at the length limit"}
 

@@ -12,10 +12,10 @@ from nima.checkpoint.files import sync_folder
 from nima.checkpoint.lock import is_held, locked
 from nima.checkpoint.store import Store
 from nima.checkpoint.weights import weights_in
-from nima.decoder import Decoder, DecoderConfig
-from nima.errors import CheckpointError, UserError
-from nima.params import ModelParams
+from nima.network.decoder import Decoder, DecoderConfig
+from nima.workspace.errors import CheckpointError, UserError
 from nima.workspace.outputs import remove
+from nima.workspace.params import ModelParams
 from nima.workspace.runtime import Runtime
 
 POLL_SECONDS = 0.1
@@ -157,8 +157,8 @@ def model_in(folder: Path, model: ModelParams) -> Decoder:
 
     Raises `UserError`.
     """
-    from nima import pretrained
     from nima.checkpoint.weights import EXPORTED, put_into
+    from nima.network import pretrained
 
     if (folder / EXPORTED).exists():
         return pretrained.load(folder)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to
 
 

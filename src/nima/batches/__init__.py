@@ -22,7 +22,7 @@ from nima.batches.padded import PaddedRows
 from nima.batches.pieces import pieces_of
 from nima.batches.stream import Stream, TokenizedDocuments, shuffled, training_order
 from nima.batches.windows import Window, evenly_spread, scoring_windows
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 __all__ = [
     "PADDING",

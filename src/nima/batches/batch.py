@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nima.batches.mixture import Mixture
 from nima.batches.order import Order, Row
 from nima.batches.stream import TokenizedDocuments
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
 
 PADDING = -1
 """The document of slots that hold no text."""

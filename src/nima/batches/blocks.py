@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nima.batches.permutation import keyed_hash, permuted
 from nima.batches.stream import Stream
-from nima.targets import IGNORED
+from nima.network.targets import IGNORED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class TokenizedDocuments(Protocol):
-    """What is read of the documents: `nima.tokens.Tokens`, or anything with its shape."""
+    """What is read of the documents: `nima.dataset.tokens.Tokens`, or anything with its shape."""
 
     @property
     def num_documents(self) -> int: ...

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nima.checkpoint.files import sync_file
-from nima.errors import CheckpointError
+from nima.workspace.errors import CheckpointError
 
 SUFFIXES = {"none": "", "gzip": ".gz", "bz2": ".bz2", "xz": ".xz", "zstd": ".zst"}
 CHUNK_BYTES = 1 << 20

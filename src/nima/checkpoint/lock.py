@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 
 @contextlib.contextmanager

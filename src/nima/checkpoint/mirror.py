@@ -17,8 +17,8 @@ from nima.checkpoint.background import lower_priority
 from nima.checkpoint.names import NAME, give_name
 from nima.checkpoint.state import MANIFEST, Manifest, read_manifest, verify, verify_file
 from nima.checkpoint.store import Store
-from nima.corpus.failures import Failure
-from nima.errors import CheckpointError, UserError
+from nima.corpus.stores.failures import Failure
+from nima.workspace.errors import CheckpointError, UserError
 from nima.workspace.outputs import remove
 
 WAITS_SECONDS = (1.0, 5.0)

@@ -20,10 +20,10 @@ from nima.checkpoint.files import description_of, sync_folder, write_json
 from nima.checkpoint.lock import locked
 from nima.checkpoint.mirror import Mirror
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify, verify_file, write
-from nima.errors import CheckpointError, UserError
 from nima.finished_runs import mark_finished
-from nima.stopping import LARGER_IS_BETTER
-from nima.tensors import parse_tensors, read_tensors, write_tensors
+from nima.network.tensors import parse_tensors, read_tensors, write_tensors
+from nima.workspace.errors import CheckpointError, UserError
+from nima.workspace.metrics import larger_is_better
 from nima.workspace.outputs import remove
 
 # Room that is left alone beyond a checkpoint's own size: JSON, file system bookkeeping.
@@ -247,7 +247,7 @@ class RunFolder:
         return sorted(scored, key=lambda step: (self.rank(manifests[step].metrics), step))
 
     def rank(self, metrics: dict[str, float]) -> float:
-        sign = -1.0 if self.best_metric in LARGER_IS_BETTER else 1.0
+        sign = -1.0 if larger_is_better(self.best_metric) else 1.0
         return sign * metrics[self.best_metric]
 
     def checkpoints(self, *, newest_first: bool = False) -> list[Path]:

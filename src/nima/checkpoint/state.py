@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nima.checkpoint.compression import SUFFIXES, compress, content_of
 from nima.checkpoint.files import description_of, sha256_of, sync_folder, write_json
-from nima.errors import CheckpointError
-from nima.tensors import parse_tensors, read_tensors, write_tensors
+from nima.network.tensors import parse_tensors, read_tensors, write_tensors
+from nima.workspace.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 VERSION = 2

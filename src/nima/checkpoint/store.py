@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nima.checkpoint.state import MANIFEST
-from nima.corpus.buckets import STORES, store
-from nima.corpus.failures import Failure, client_errors, failure_of, said, without_secrets
-from nima.errors import CheckpointError, UserError
+from nima.corpus.stores.buckets import STORES, store
+from nima.corpus.stores.failures import Failure, client_errors, failure_of, said, without_secrets
+from nima.workspace.errors import CheckpointError, UserError
 
 
 class Store:

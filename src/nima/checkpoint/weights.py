@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from nima import pretrained
 from nima.checkpoint.files import sha256_of
 from nima.checkpoint.state import MANIFEST, load
-from nima.errors import CheckpointError, UserError
+from nima.network import pretrained
+from nima.workspace.errors import CheckpointError, UserError
 
 EXPORTED = "config.json"
 Shapes = Mapping[str, tuple[int, ...]]

@@ -15,9 +15,9 @@ from nima import remotes
 from nima.ci import comment, pipeline, repository
 from nima.ci.comment import Results
 from nima.ci.forge import Laptop, forge_of, without_secrets
-from nima.errors import Interrupted, UserError
 from nima.reports import comparison_views
 from nima.reports.comparison import Comparison
+from nima.workspace.errors import Interrupted, UserError
 
 FOLDER = Path(".nima/ci")
 """The comment and the page that goes with it, git-ignored."""

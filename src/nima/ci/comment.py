@@ -9,11 +9,11 @@ import numpy as np
 from nima.ci import repository
 from nima.ci.forge import Laptop
 from nima.ci.pipeline import Reproduction, StageFailed
-from nima.errors import UserError
 from nima.reports.comparison import Comparison, Side, compared
 from nima.reports.comparison_views import Table, markdown_table, metric_table, param_table, sample_rows
 from nima.reports.markdown import code_span, fenced, folded
 from nima.repository.revisions import Points, Revision
+from nima.workspace.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 FIRST_METRICS = ("evaluate.test.", "train.validation.", "timing.train.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 Environment = Mapping[str, str]
 TIMEOUT_SECONDS = 30

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nima.errors import UserError
 from nima.experiments import preflight
 from nima.remotes import open_project
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import TIMING
 
 ORIGIN = "origin"

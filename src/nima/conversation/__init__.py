@@ -1,4 +1,4 @@
-"""Documents and conversations as text, special tokens and the parts that are trained.
+"""Documents and conversations as tokens, and the parts of them that are trained.
 
 A document is its text and an end. A conversation is laid out by a chat template; without another it is
 ChatML, the layout that most chat models share:
@@ -14,24 +14,10 @@ tokens, `spans` finds the tokens that are trained, `budgets` holds them to a len
 of it for many documents.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-
-if TYPE_CHECKING:  # stages that only use the tokenizer do not depend on how documents are stored
-    from nima.corpus.document import Document
-
-END_OF_TEXT = "<|endoftext|>"
-PAD = "<|pad|>"
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-
-SPECIAL_TOKENS = (END_OF_TEXT, PAD, TURN_START, TURN_END)
-"""Their ids are their places here."""
 
 SYSTEM = "system"
 USER = "user"
@@ -41,24 +27,6 @@ ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
 
 LossOn = Literal["all", "assistant"]
 """What a conversation trains: every token, or the assistant's turns."""
-
-# Contents are trimmed: an empty first line would merge with the line break after the role, and the same
-# answer would have other tokens as a whole conversation than behind a prompt.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'].strip() + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
-def plain_texts(document: Document) -> Iterator[str]:
-    """What a person wrote: the text of a document, or the contents of a conversation's messages."""
-    if document.messages is None:
-        yield document.text
-    else:
-        yield from (content for message in document.messages if (content := message.content.strip()))
 
 
 @dataclass(frozen=True, slots=True)

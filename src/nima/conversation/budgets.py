@@ -13,7 +13,7 @@ from nima.conversation.spans import Encoded, Encoder, encoded_conversation, text
 
 if TYPE_CHECKING:
     from nima.corpus.document import Document
-    from nima.params import TokenizeParams
+    from nima.workspace.params import TokenizeParams
 
 
 class Budgets:

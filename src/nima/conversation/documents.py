@@ -11,11 +11,11 @@ from nima.conversation.budgets import Budgets, dropped
 from nima.conversation.pieces import Layout, Transcript, UnusableError
 from nima.conversation.spans import Encoder, encoded_conversation, encoded_text, texts_of
 from nima.conversation.templates import ChatTemplate
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     from nima.corpus.document import Document
-    from nima.params import TokenizeParams
+    from nima.workspace.params import TokenizeParams
 
 # Enough work for every thread, and few enough objects that the garbage collector stays out of the way.
 ENCODED_AT_ONCE_CHARS = 4_000_000

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nima.conversation import ASSISTANT, ROLES, SYSTEM, DropReason, LossOn
 from nima.conversation.templates import ChatTemplate, RefusedError, Rendering
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     from nima.corpus.document import Document

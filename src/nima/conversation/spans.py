@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from nima.conversation.pieces import Transcript
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 TEXT = attrgetter("text")
 SPECIAL = attrgetter("special")

@@ -20,8 +20,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nima.conversation import CHAT_TEMPLATE, END_OF_TEXT
-from nima.errors import UserError
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, END_OF_TEXT
+from nima.workspace.errors import UserError
 
 
 class RefusedError(jinja2.TemplateError):

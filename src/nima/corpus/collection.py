@@ -28,7 +28,7 @@ from nima.corpus.portions import Portion, portions_of
 from nima.corpus.refinement import edge_lines, refined, shown
 from nima.corpus.sources.sources import files_of
 from nima.parallel import Workers
-from nima.params import PrepareParams, SourceParams
+from nima.workspace.params import PrepareParams, SourceParams
 
 
 @dataclass

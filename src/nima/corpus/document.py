@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 from nima.workspace.outputs import remove, writing_to
 
 ROW_GROUP_ROWS = 1024
@@ -50,6 +50,13 @@ class Document:
     messages: tuple[Message, ...] | None
     split: str = ""
     """The split that its source declares for it; "" leaves it to the shares."""
+
+    def plain_texts(self) -> Iterator[str]:
+        """What a person wrote: the text, or the contents of the messages."""
+        if self.messages is None:
+            yield self.text
+        else:
+            yield from (content for message in self.messages if (content := message.content.strip()))
 
 
 @dataclass(frozen=True, slots=True)

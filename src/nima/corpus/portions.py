@@ -8,7 +8,7 @@ from typing import Any
 
 from nima.corpus.formats.formats import Span, is_splittable
 from nima.corpus.sources.sources import SourceFile
-from nima.params import SourceParams
+from nima.workspace.params import SourceParams
 
 PORTION_BYTES = 4_000_000
 PORTION_FILES = 1024

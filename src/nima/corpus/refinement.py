@@ -20,7 +20,7 @@ from nima.corpus.formats.formats import Record, read_records, rejection
 from nima.corpus.outcomes import Candidate, OutcomeWriter, Summary, finished
 from nima.corpus.portions import Portion
 from nima.corpus.quality.quality import flaw_in
-from nima.params import PrepareParams
+from nima.workspace.params import PrepareParams
 
 
 def rules_of(settings: PrepareParams, code: str) -> dict[str, Any]:

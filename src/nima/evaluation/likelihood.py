@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nima.batches import Stream, Window, evenly_spread, scoring_windows
-from nima.decoder import Decoder, autocast
-from nima.errors import UserError
+from nima.dataset.tokens import Tokens
+from nima.network.decoder import Decoder, autocast
+from nima.network.targets import IGNORED
 from nima.processes import ALONE, Processes
-from nima.targets import IGNORED
 from nima.tokenizer import Tokenizer
-from nima.tokens import Tokens
+from nima.workspace.errors import UserError
 
 LOGITS_AT_ONCE = 8 * 1024 * 1024
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nima.errors import UserError
 from nima.evaluation.compression import floors
 from nima.evaluation.likelihood import Likelihood, Scorer, total
 from nima.tokenizer import Tokenizer
+from nima.workspace.errors import UserError
 
 ALL_TEXT = "all"
 Bars = dict[str, dict[str, float]]

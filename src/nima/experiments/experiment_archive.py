@@ -9,15 +9,15 @@ import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nima.errors import UserError
 from nima.experiments.overrides import PARAMS, differences
 from nima.experiments.preflight import has_identity
-from nima.monitoring.surroundings import ENVIRONMENT
 from nima.repository import git
 from nima.repository.committed import json_at, yaml_at
 from nima.repository.dvc_command import reason
 from nima.repository.revisions import WORKSPACE, commit_of, experiment_refs, flat
+from nima.workspace.errors import UserError
 from nima.workspace.metrics import METRICS, TIMING
+from nima.workspace.surroundings import ENVIRONMENT
 
 SCHEMA = 1
 FACTS = "%H%n%P%n%aI%n%an <%ae>%n%s"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima.errors import UserError
 from nima.repository import git, other_processes
 from nima.repository.dvc_command import dvc, environment, reason
 from nima.repository.revisions import experiment_refs
+from nima.workspace.errors import UserError
 from nima.workspace.outputs import remove
 
 POLL_SECONDS = 1.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nima.errors import Interrupted, UserError
 from nima.experiments import preflight
 from nima.experiments.experiment_queue import Queue, Task, finish
 from nima.experiments.overrides import PARAMS, Combination, combinations, differences, readable_name
@@ -16,6 +15,7 @@ from nima.repository import git
 from nima.repository.committed import json_at, yaml_at
 from nima.repository.dvc_command import dvc, environment, reason
 from nima.repository.revisions import experiment_refs, flat, is_number
+from nima.workspace.errors import Interrupted, UserError
 
 # Shown where an experiment has them: the metrics file of a stage, and the key in it.
 MAIN_METRICS = (

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima.errors import ParamsError, UserError
-from nima.params import Params, nearest, params_file
 from nima.repository.committed import yaml_at
 from nima.repository.revisions import flat
+from nima.workspace.errors import ParamsError, UserError
+from nima.workspace.params import Params, nearest, params_file
 
 PARAMS = "params.yaml"
 MAX_LABELS = 3

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima.errors import UserError
 from nima.experiments.unseen import Unseen, unseen_files
 from nima.repository import git, other_processes
 from nima.repository.revisions import experiment_refs
+from nima.workspace.errors import UserError
 
 MAX_FILES = 20
 QUEUED = "refs/exps/celery/stash"

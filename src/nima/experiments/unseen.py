@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nima.params import params_file
 from nima.repository import git
+from nima.workspace.params import params_file
 
 SETTINGS = (params_file.PIPELINE.as_posix(), "params.yaml", "dvc.lock", ".dvcignore", ".dvc/config")
 

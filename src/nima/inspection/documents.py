@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nima import splits
-from nima.errors import UserError
+from nima.dataset import splits
+from nima.dataset.tokens import DOCUMENTS_FILE, Tokens
 from nima.inspection.characters import Part, visible_bytes
-from nima.params import nearest
 from nima.tokenizer import Tokenizer
-from nima.tokens import DOCUMENTS_FILE, Tokens
+from nima.workspace.errors import UserError
+from nima.workspace.params import nearest
 
 TOKENS = Path("data/tokens")
 SPLITS = Path("data/splits")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jinja2
 
-from nima.errors import UserError
 from nima.inspection.documents import DocumentView
+from nima.workspace.errors import UserError
 
 TEMPLATE = Path(__file__).parent.parent / "pages" / "inspection.html"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nima.corpus.document import Rejection, read_rejections
-from nima.errors import UserError
-from nima.params import nearest
+from nima.workspace.errors import UserError
+from nima.workspace.params import nearest
 
 REJECTED = Path("data/rejected")
 EXCERPT_CHARS = 400

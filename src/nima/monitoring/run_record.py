@@ -22,8 +22,8 @@ from torch import nn
 
 from nima.hardware import machine
 from nima.monitoring.log_file import finite, note
-from nima.params import Params
 from nima.workspace.inputs import fingerprint_of
+from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
 
 SCHEMA = 1

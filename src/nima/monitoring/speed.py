@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from nima.decoder import DTYPES, Decoder
+from nima.network.decoder import DTYPES, Decoder
 
 # The highest rate of bf16 matrix products (V100 and T4: fp16) without sparsity, FLOP/s, from the makers' data
 # sheets. The first name that stands in what the driver calls the GPU counts.

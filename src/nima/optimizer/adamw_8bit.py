@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 
 def adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

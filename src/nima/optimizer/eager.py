@@ -1,7 +1,7 @@
 """Optimizers without torch's compiler, which those of torch load at their first call.
 
 That takes two seconds of every start, for the sake of graphs that go through an optimizer. Here none does:
-`nima.compilation` translates layers alone.
+`nima.training.compilation` translates layers alone.
 """
 
 import torch

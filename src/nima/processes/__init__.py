@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nima.decoder import Decoder
-from nima.params import TrainingParams
+from nima.network.decoder import Decoder
+from nima.workspace.params import TrainingParams
 
 Value = TypeVar("Value")
 Objective = Callable[[Decoder, Tensor, Tensor, Tensor | None], Tensor]

@@ -10,10 +10,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from nima.decoder import Decoder
-from nima.params import TrainingParams
+from nima.network.decoder import Decoder
 from nima.processes import LossSum, Objective, undivided
 from nima.processes.replicated import Joined, Loss, warm_up
+from nima.workspace.params import TrainingParams
 
 
 class Sharded(Joined):

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from nima.errors import UserError
-from nima.params import Params, TrainingParams
 from nima.processes import ALONE, Processes
 from nima.processes.divided import Sharded
 from nima.processes.replicated import PATIENCE, Joined
 from nima.processes.zero import Zero1, Zero2, Zero3
+from nima.workspace.errors import UserError
+from nima.workspace.params import Params, TrainingParams
 from nima.workspace.runtime import Runtime, is_installed, usable_gpus
 
 # Gradients travel in pieces of this size while the rest is still being computed.

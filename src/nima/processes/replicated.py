@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nima.decoder import Decoder
-from nima.params import TrainingParams
+from nima.network.decoder import Decoder
+from nima.network.targets import IGNORED
 from nima.processes import LossSum, Objective, Processes, Value, undivided
-from nima.targets import IGNORED
+from nima.workspace.params import TrainingParams
 
 # A process may wait this long for another: the first one saves while the others wait.
 PATIENCE = timedelta(hours=1)

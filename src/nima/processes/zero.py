@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nima.decoder import Decoder, Layer, autocast
+from nima.network.decoder import Decoder, Layer, autocast
 from nima.optimizer import Optimizer, as_entry, as_tensor
-from nima.params import TrainingParams
 from nima.processes import LossSum, Objective
 from nima.processes.replicated import Joined, Loss
+from nima.workspace.params import TrainingParams
 
 # Gradients and parameters travel in pieces of at most so many numbers.
 BUCKET_NUMBERS = 50_000_000

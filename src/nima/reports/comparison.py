@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nima.errors import UserError
-from nima.params import nearest
 from nima.repository.revisions import Revision
+from nima.workspace.errors import UserError
+from nima.workspace.params import nearest
 
 CONFIDENCE = 0.95
 # Whether less (-1) or more (+1) is better, by a metric's last part.

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nima.params import presets
 from nima.reports.charts import bar_chart
 from nima.repository.revisions import Revision
+from nima.workspace.params import presets
 
 # Title, file, column of names, unit.
 DATA_CHARTS = (

@@ -7,10 +7,10 @@ shown by `dvc exp list -A` and can be pushed. The clone is in .nima/repeats; an 
 import shutil
 from collections.abc import Callable
 
-from nima.errors import UserError
 from nima.repository.revisions import SHORT, Revision, experiment_refs
 from nima.repository.shared_clone import reason_of, shared_clone
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
 from nima.workspace.signals import StopRequest
 
 SEED = "training.seed"

@@ -8,9 +8,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from markupsafe import Markup
 
-from nima.errors import UserError
-from nima.model_card import model_card, place_of
-from nima.params import Params
 from nima.reports.charts import Line, bar_chart, line_chart
 from nima.reports.comparison import ABSENT, Comparison, Side, compared, param_text
 from nima.reports.comparison_views import charts, metric_table, param_table
@@ -19,6 +16,9 @@ from nima.reports.repeats import known_repeats
 from nima.reports.web_pages import rendered
 from nima.repository import git
 from nima.repository.revisions import STAGES, Revision, experiment_refs, flat
+from nima.training.model_card import model_card, place_of
+from nima.workspace.errors import UserError
+from nima.workspace.params import Params
 
 SPLITS = ("train", "validation", "test")
 STEP = "step (updates)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 PAGES = Path(__file__).parent.parent / "pages"
 # What stands on the right of a table's cell.

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nima.errors import UserError
-from nima.params import params_file
 from nima.repository import git
 from nima.repository.dvc_command import dvc, environment, reason
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import params_file
 
 Hashes = dict[str, str]
 """DVC's MD5 by path."""

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nima.errors import ParamsError
-from nima.params import params_file
 from nima.repository import git
+from nima.workspace.errors import ParamsError
+from nima.workspace.params import params_file
 
 
 def yaml_at(root: Path, commit: str, path: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 
 def ask(root: Path, *arguments: str) -> str | None:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nima.errors import UserError
-from nima.params import nearest
 from nima.repository import git
+from nima.workspace.errors import UserError
+from nima.workspace.params import nearest
 
 WORKSPACE = "workspace"
 SHORT = 7

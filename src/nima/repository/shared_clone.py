@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima.errors import UserError
 from nima.repository import git, other_processes
 from nima.repository.dvc_command import environment
 from nima.repository.revisions import STAGES
 from nima.scratch import locked
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to
 from nima.workspace.signals import StopRequest
 

@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from nima.conversation import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL_TOKENS
-from nima.errors import UserError
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import described
+from nima.workspace.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nima.errors import UserError
 from nima.tokenizer.folders import TOKENIZER_FILE
 from nima.tokenizer.learning import short
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     from nima.tokenizer.tokenizer import Tokenizer

@@ -13,10 +13,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from nima.conversation import END_OF_TEXT, SPECIAL_TOKENS
-from nima.errors import UserError
 from nima.tokenizer.encoders import pre_tokenizer
+from nima.tokenizer.special_tokens import END_OF_TEXT, SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import byte_alphabet
+from nima.workspace.errors import UserError
 
 # A pair seen once in the whole corpus says nothing about text.
 MIN_PAIR_COUNT = 2

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from nima.conversation import CHAT_TEMPLATE
-from nima.errors import UserError
-from nima.params import TokenizeParams
 from nima.tokenizer import folders, learning
 from nima.tokenizer.encoders import encoder_of, normal_form
 from nima.tokenizer.folders import NIMA_ROLES, Roles
 from nima.tokenizer.learning import checked, short
+from nima.tokenizer.special_tokens import CHAT_TEMPLATE
 from nima.tokenizer.vocabulary import described, vocabulary_of
+from nima.workspace.errors import UserError
+from nima.workspace.params import TokenizeParams
 
 NUM_BYTES = 256
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 """How vocabularies with byte fallback name the token of a byte."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima.errors import ParamsError
-from nima.params import DimensionParams, Params, field_kinds, is_whole, params_file
+from nima.workspace.errors import ParamsError
+from nima.workspace.params import DimensionParams, Params, field_kinds, is_whole, params_file
 
 PARAMS = "params.yaml"
 Value = bool | int | float | str | None

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nima.errors import UserError
-from nima.params import TuneParams
 from nima.tuning.search_space import Dimension, Value
+from nima.workspace.errors import UserError
+from nima.workspace.params import TuneParams
 
 if TYPE_CHECKING:
     import optuna

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nima.errors import UserError
-from nima.params import UNTRACKED, TuneParams, params_file
 from nima.repository import git, other_processes
 from nima.repository.revisions import CURVES, SHORT, Revision, experiment_refs
 from nima.repository.shared_clone import SharedClone, reason_of, shared_clone
@@ -29,6 +27,8 @@ from nima.tuning.search_space import (
 )
 from nima.tuning.study import Record, Study, Trial, open_study
 from nima.workspace import runtime
+from nima.workspace.errors import UserError
+from nima.workspace.params import UNTRACKED, TuneParams, params_file
 from nima.workspace.signals import StopRequest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

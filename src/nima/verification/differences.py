@@ -97,7 +97,7 @@ def shown(value: Any) -> str:
 def of_tensors(recorded: Path, found: Path) -> tuple[str, dict[str, Any]]:
     import torch
 
-    from nima.tensors import read_tensors
+    from nima.network.tensors import read_tensors
 
     before, after = read_tensors(recorded), read_tensors(found)
     shared = before.keys() & after.keys()

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nima.monitoring.surroundings import ENVIRONMENT
 from nima.repository import git
 from nima.repository.clean_clone import Clone
+from nima.workspace.surroundings import ENVIRONMENT
 
 
 @dataclass(frozen=True)

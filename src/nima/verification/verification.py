@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nima.errors import UserError
-from nima.params import nearest
 from nima.repository import clean_clone, git
 from nima.repository.clean_clone import Clone, Hashes, Stage
 from nima.repository.dvc_command import reason
 from nima.repository.revisions import SHORT, commit_of
 from nima.verification.differences import Difference, differences
 from nima.verification.recorded_versions import VersionChange, version_changes
+from nima.workspace.errors import UserError
+from nima.workspace.params import nearest
 
 TAIL_LINES = 30
 UNKNOWN = "the recorded content is in no cache, so in what they differ is unknown"

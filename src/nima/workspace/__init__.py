@@ -1,1 +1,1 @@
-"""The folder and process that a stage runs in: what it reads and writes, when it must stop."""
+"""What every stage stands on: params, the folder and process it runs in, and the errors that users see."""

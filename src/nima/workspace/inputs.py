@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from nima.errors import InputsChangedError, UserError
+from nima.workspace.errors import InputsChangedError, UserError
 
 MAX_NAMES = 5
 

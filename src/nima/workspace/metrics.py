@@ -1,14 +1,16 @@
 """The metrics files of a stage: figures that follow from params and data, and apart from them the clock's."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to
 
 METRICS = Path("metrics")
 TIMING = METRICS / "timing.json"
+LARGER_IS_BETTER = frozenset({"accuracy"})
 
 Row = dict[str, Any]
 """Named figures; a logged point has its "step" among them."""
@@ -51,3 +53,19 @@ def write_json(path: Path, content: Row) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
+
+
+def improves(metric: str, value: float, best: float | None, min_delta: float = 0.0) -> bool:
+    """Whether `value` beats `best` (None: nothing yet) by more than `min_delta`. NaN never does.
+
+    `metric` may begin with the name of a source: wiki/accuracy.
+    """
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value > best + min_delta if larger_is_better(metric) else value < best - min_delta
+
+
+def larger_is_better(metric: str) -> bool:
+    return metric.rpartition("/")[2] in LARGER_IS_BETTER

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 
 @contextmanager

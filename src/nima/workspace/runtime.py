@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from nima.errors import UserError
+from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from nima.corpus.quality.blocks import verbatim_lines
-from nima.params.data import BoilerplateParams
+from nima.workspace.params.data import BoilerplateParams
 
 # Rows of tables, directives, and lines that underline a title or part a text.
 NO_PROSE = re.compile(r"\||\+[-=]|\.\. |[\W_]+$")

@@ -7,7 +7,7 @@ from functools import cache
 
 from nima.corpus.cleaning.residue import may_hold_residue, without_residue
 from nima.corpus.quality.blocks import Markup, is_blank, verbatim_lines
-from nima.params import CleaningParams
+from nima.workspace.params import CleaningParams
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 ASCII_CONTROLS = bytes([*range(9), *range(11, 32), 127])

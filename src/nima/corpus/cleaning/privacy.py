@@ -12,7 +12,7 @@ from nima.corpus.cleaning.personal_data import (
     phone_numbers_in,
 )
 from nima.corpus.quality.quality import Flaw
-from nima.params.data import PrivacyParams
+from nima.workspace.params.data import PrivacyParams
 
 
 class Kind(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nima.corpus.ngrams import mixed, ngram_hashes, words_of
-from nima.params.data import NearDuplicatesParams
+from nima.workspace.params.data import NearDuplicatesParams
 
 NUM_HASHES = 128
 """Values in a sketch. The estimate's standard error is sqrt(s (1 - s) / 128): 0.035 at s = 0.8."""

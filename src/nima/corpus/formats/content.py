@@ -11,7 +11,7 @@ from nima.corpus.formats.lines import Span
 from nima.corpus.formats.records import Reading
 from nima.corpus.formats.unpacking import Chunks, damage_of
 from nima.corpus.quality.quality import Flaw
-from nima.params import LimitsParams
+from nima.workspace.params import LimitsParams
 
 MARK_BYTES = 4
 """The longest byte order mark."""

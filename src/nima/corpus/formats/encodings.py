@@ -13,7 +13,7 @@ from typing import cast
 
 from nima.corpus.formats.fields import Unusable, shortened
 from nima.corpus.quality.quality import Flaw
-from nima.errors import SourceError
+from nima.workspace.errors import SourceError
 
 UTF8 = "utf-8"
 BOM = "\ufeff"

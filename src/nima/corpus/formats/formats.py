@@ -20,8 +20,8 @@ from nima.corpus.formats.tables import table_records
 from nima.corpus.formats.unpacking import SUFFIXES, is_on_disk
 from nima.corpus.quality.blocks import Markup
 from nima.corpus.sources.sources import SourceFile
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 __all__ = ["Record", "Span", "is_splittable", "read_records", "rejection"]
 

@@ -12,7 +12,7 @@ from nima.corpus.formats.chats import TurnFields, messages_of
 from nima.corpus.formats.fields import Unusable, field_text, first, group_text, kind_name, optional_text, pair
 from nima.corpus.quality.blocks import Markup
 from nima.corpus.quality.quality import Flaw
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.params import LimitsParams, SourceParams
 
 EXCERPT_BYTES = 65_536
 """How much is kept of what is too long, or is left behind a place where reading ended."""

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, cast
 import zstandard
 
 from nima.corpus.quality.quality import Flaw
-from nima.params import LimitsParams
+from nima.workspace.params import LimitsParams
 
 SUFFIXES = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}
 CHUNK_BYTES = 1 << 18

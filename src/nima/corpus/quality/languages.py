@@ -9,8 +9,8 @@ from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from nima.errors import UserError
-from nima.params.data import LanguageParams
+from nima.workspace.errors import UserError
+from nima.workspace.params.data import LanguageParams
 
 MIN_LETTERS = 40
 """Texts with fewer letters get no verdict."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from nima.corpus.quality.blocks import Markup, verbatim_lines
 from nima.corpus.quality.languages import foreign_language
 from nima.corpus.quality.repetition import excess_in
-from nima.params import QualityParams
+from nima.workspace.params import QualityParams
 
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 STOP_WORD = re.compile(r"\b(?:the|be|to|of|and|that|have|with)\b", re.IGNORECASE)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from nima.params.data import RepetitionParams
+from nima.workspace.params.data import RepetitionParams
 
 PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 TOP_NGRAMS = range(2, 5)

@@ -13,8 +13,8 @@ from nima.corpus.sources.files import LocalFile, SourceFile
 from nima.corpus.sources.globs import selected
 from nima.corpus.sources.tars import OPENERS, TarMember, tar_members
 from nima.corpus.sources.zips import ZipMember, zip_members
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 ZIP_SUFFIXES = (".zip", ".whl")
 TAR_SUFFIXES = (".tar", *OPENERS)

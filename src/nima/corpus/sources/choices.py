@@ -8,8 +8,8 @@ from typing import Generic, Literal, TypeVar
 from nima.corpus.sources.archives import is_archive
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.globs import glob_pattern, is_hidden, selected
-from nima.errors import SourceError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import SourceParams
 
 Found = TypeVar("Found")
 

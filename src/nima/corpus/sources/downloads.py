@@ -8,11 +8,11 @@ from io import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
-from nima.corpus.failures import without_secrets
 from nima.corpus.sources import streams
 from nima.corpus.sources.files import checksum
 from nima.corpus.sources.streams import RemoteFile, described
-from nima.errors import SourceError
+from nima.corpus.stores.failures import without_secrets
+from nima.workspace.errors import SourceError
 
 
 def copy_of(file: RemoteFile, folder: Path) -> Path:

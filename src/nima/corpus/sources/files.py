@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from nima.errors import SourceError
+from nima.workspace.errors import SourceError
 
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 

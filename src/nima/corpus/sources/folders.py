@@ -10,8 +10,8 @@ from nima.corpus.sources.archives import archive_files
 from nima.corpus.sources.choices import Choice, files_by_key, matched
 from nima.corpus.sources.files import SourceFile, local_file
 from nima.corpus.sources.globs import selected, split_at_wildcard, texts
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 
 def local_files(source: SourceParams, limits: LimitsParams, scratch: Path) -> Iterator[SourceFile]:

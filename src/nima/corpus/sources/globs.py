@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from nima.errors import SourceError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import SourceParams
 
 WILDCARDS = re.compile(r"[*?[]")
 

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nima.corpus.failures import redacted
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.pages import Progress, json_line, page_files, state_of
-from nima.errors import SourceError, UserError
-from nima.params import SourceParams
-from nima.params.sources import HubParams
+from nima.corpus.stores.failures import redacted
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import SourceParams
+from nima.workspace.params.sources import HubParams
 
 HUB_NAME = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", re.ASCII | re.IGNORECASE)
 READ_ATTEMPTS = 2

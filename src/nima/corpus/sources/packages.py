@@ -10,11 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nima.corpus.failures import redacted
 from nima.corpus.sources.files import checksum
 from nima.corpus.sources.registry import fetch_tarball
-from nima.errors import SourceError
-from nima.params import PackageParams
+from nima.corpus.stores.failures import redacted
+from nima.workspace.errors import SourceError
+from nima.workspace.params import PackageParams
 
 
 def fetched(package: PackageParams, packages: Path) -> Path:

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from nima.corpus.sources.files import SourceFile, checksum, local_file
-from nima.errors import SourceError
-from nima.params import SourceParams
+from nima.workspace.errors import SourceError
 from nima.workspace.outputs import writing_to
+from nima.workspace.params import SourceParams
 
 PAGE_BYTES = 4_000_000
 PAGE_RECORDS = 4096

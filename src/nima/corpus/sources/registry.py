@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from nima.corpus.failures import without_secrets
 from nima.corpus.sources.downloads import fetch, unchecked
 from nima.corpus.sources.streams import RemoteFile, web_file
-from nima.errors import SourceError
-from nima.params import PackageParams
+from nima.corpus.stores.failures import without_secrets
+from nima.workspace.errors import SourceError
+from nima.workspace.params import PackageParams
 
 MAX_BYTES = 1_000_000_000
 """Of a description, and of a tarball."""

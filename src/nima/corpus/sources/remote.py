@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from nima.corpus.buckets import STORES
-from nima.corpus.failures import redacted, scheme_of, without_secrets
 from nima.corpus.sources.archives import archive_files, is_archive
 from nima.corpus.sources.choices import Choice, files_by_key, matched
 from nima.corpus.sources.downloads import copy_of, pinned_copy
 from nima.corpus.sources.files import SourceFile, local_file
 from nima.corpus.sources.globs import selected, split_at_wildcard, texts
 from nima.corpus.sources.streams import RemoteFile, described, files_below, path_of
-from nima.errors import SourceError
-from nima.params import LimitsParams, SourceParams
+from nima.corpus.stores.buckets import STORES
+from nima.corpus.stores.failures import redacted, scheme_of, without_secrets
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams, SourceParams
 
 POSSIBLE = "https://, http://, s3://, gs:// or az://, and a server or bucket"
 

@@ -10,7 +10,7 @@ from nima.corpus.sources.hub import hub_files
 from nima.corpus.sources.packages import fetched
 from nima.corpus.sources.remote import remote_files
 from nima.corpus.sources.vectors import qdrant_files
-from nima.params import LimitsParams, SourceParams
+from nima.workspace.params import LimitsParams, SourceParams
 
 DEFAULT_LIMITS = LimitsParams()
 DOWNLOADS = Path(".nima/downloads")

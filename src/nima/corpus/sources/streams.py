@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, BinaryIO, TypeVar, cast
 
-from nima.corpus import buckets
-from nima.corpus.failures import Failure, client_errors, failure_of, scheme_of, without_secrets
 from nima.corpus.sources import web
 from nima.corpus.sources.inner import InnerStream
-from nima.errors import SourceError, UserError
+from nima.corpus.stores import buckets
+from nima.corpus.stores.failures import Failure, client_errors, failure_of, scheme_of, without_secrets
+from nima.workspace.errors import SourceError, UserError
 
 WAITS_SECONDS = (1.0, 4.0)
 """Between the tries of one request."""

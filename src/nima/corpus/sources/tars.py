@@ -19,8 +19,8 @@ import zstandard
 from nima.corpus.sources.files import UNREADABLE, LocalFile
 from nima.corpus.sources.inner import READ_BYTES, Window
 from nima.corpus.sources.zips import HARMLESS_BYTES
-from nima.errors import SourceError
-from nima.params import LimitsParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
     ".tar.gz": gzip.open,

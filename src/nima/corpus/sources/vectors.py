@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nima.corpus.failures import without_secrets
 from nima.corpus.sources.files import SourceFile
 from nima.corpus.sources.pages import Progress, json_line, page_files, state_of
-from nima.errors import SourceError, UserError
-from nima.params import SourceParams
-from nima.params.sources import QdrantParams
+from nima.corpus.stores.failures import without_secrets
+from nima.workspace.errors import SourceError, UserError
+from nima.workspace.params import SourceParams
+from nima.workspace.params.sources import QdrantParams
 
 UNREADABLE = (OSError, ValueError, RuntimeError, sqlite3.Error)
 TIMEOUT_SECONDS = 60

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nima.corpus import failures
-from nima.corpus.failures import Changed, Failure, refused
 from nima.corpus.sources.inner import READ_BYTES
+from nima.corpus.stores import failures
+from nima.corpus.stores.failures import Changed, Failure, refused
 
 if TYPE_CHECKING:
     import aiohttp

@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 from nima.corpus.sources.files import LocalFile
 from nima.corpus.sources.inner import READ_BYTES, InnerStream
-from nima.errors import SourceError
-from nima.params import LimitsParams
+from nima.workspace.errors import SourceError
+from nima.workspace.params import LimitsParams
 
 # What stands before a member's bytes: PKWARE's APPNOTE.TXT 4.3.7.
 LOCAL_HEADER = struct.Struct("<4s22xHH")

@@ -1,0 +1,1 @@
+"""Buckets and servers: how they are reached, and what their failures mean."""

@@ -1,0 +1,1 @@
+"""Documents to token shards, by many workers."""

@@ -1,0 +1,111 @@
+"""Documents to tokens, stretch by stretch, by as many workers as there are."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nima.columns import numbers
+from nima.conversation import Dropped
+from nima.conversation.documents import tokenized
+from nima.conversation.pieces import Layout
+from nima.conversation.templates import ChatTemplate
+from nima.corpus.document import Stretch, documents_in, stretches
+from nima.encoding.token_writer import TOKENIZED_SCHEMA, TokenWriter, lists, tokenized_table
+from nima.parallel import Workers
+from nima.tokenizer import Tokenizer
+from nima.workspace.errors import UserError
+from nima.workspace.outputs import writing_to
+from nima.workspace.params import TokenizeParams
+
+STRETCH_BYTES = 4_000_000
+
+
+def write_tokens(
+    documents: Path,
+    tokenizer: Path,
+    settings: TokenizeParams,
+    folder: Path,
+    workers: Workers,
+    writer: TokenWriter,
+) -> None:
+    """Tokenize the documents of a folder into `writer`, with the tokenizer saved at `tokenizer`.
+
+    What is tokenized waits in `folder`, from where an interrupted run takes it up again. Raises `UserError`.
+    """
+    files = sorted(path for path in tokenizer.iterdir() if path.is_file())
+    contents = b"".join(path.read_bytes() for path in files)
+    rules = hashlib.sha256(contents).hexdigest() + settings.model_dump_json()
+    encode = partial(encoded, tokenizer=tokenizer, settings=settings, rules=rules, folder=folder)
+    for path in workers.map(encode, stretches(documents, STRETCH_BYTES)):
+        with pa.memory_map(str(path)) as source:
+            writer.append(pa.ipc.open_file(source).read_all())
+        writer.drop([Dropped(**row) for row in json.loads(path.with_suffix(".json").read_text("utf-8"))])
+    if writer.shard is None and writer.dropped:
+        first = writer.dropped[0]
+        raise UserError(
+            f"tokenize.max_total_tokens and chat_template: no document is left of {len(writer.dropped)}; "
+            f"the first was {first.source}: {first.key}: {first.reason}: {first.detail}"
+        )
+
+
+def encoded(stretch: Stretch, tokenizer: Path, settings: TokenizeParams, rules: str, folder: Path) -> Path:
+    """The Arrow file below `folder` with the stretch's documents as tokens; done work is not repeated.
+
+    The documents that were dropped stand in a JSON file beside it, written last.
+    """
+    status = stretch.shard.stat()
+    decides = f"{rules} {stretch} {status.st_size} {status.st_mtime_ns}"
+    path = folder / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.arrow"
+    if path.with_suffix(".json").is_file():
+        return path
+    dropped: list[Dropped] = []
+    with writing_to(folder):
+        partial_path = path.with_suffix(".partial")
+        with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_file(sink, TOKENIZED_SCHEMA) as file:
+            for table in tables(stretch, loaded(tokenizer, rules), settings, dropped):
+                file.write_table(table)
+        partial_path.replace(path)
+        partial_path.write_text(json.dumps([asdict(document) for document in dropped]), "utf-8")
+        partial_path.replace(path.with_suffix(".json"))
+    return path
+
+
+def tables(
+    stretch: Stretch, parts: tuple[Tokenizer, ChatTemplate], settings: TokenizeParams, dropped: list[Dropped]
+) -> Iterator[pa.Table]:
+    for batch in stretch.batches():
+        if settings.max_total_tokens is None and batch["messages"].null_count == len(batch):
+            yield plain_table(batch, *parts)
+            continue
+        found = list(tokenized(documents_in([batch]), *parts, settings))
+        dropped += [document for document in found if isinstance(document, Dropped)]
+        yield tokenized_table([document for document in found if not isinstance(document, Dropped)])
+
+
+def plain_table(batch: pa.RecordBatch, tokenizer: Tokenizer, template: ChatTemplate) -> pa.Table:
+    """Documents without conversations and budgets, column by column: each whole, and all of it trained."""
+    end = np.array([tokenizer.special_ids[template.eos_token]], np.uint32)
+    found = tokenizer.encode_many(batch["text"].to_pylist())
+    nothing, lengths = np.zeros(len(batch), np.int64), np.array([len(ids) + 1 for ids in found], np.int64)
+    columns = {name: batch[name] for name in ("id", "source", "group", "split", "weight")}
+    columns["num_bytes"] = pc.binary_length(batch["text"]).cast(pa.int64())
+    columns["cut_tokens"] = numbers(nothing)
+    columns["tokens"] = lists(np.concatenate([part for ids in found for part in (ids, end)]), lengths)
+    columns["spans"] = lists(np.stack([nothing, lengths], axis=1).reshape(-1), nothing + 2)
+    return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
+
+
+@lru_cache(maxsize=1)
+def loaded(tokenizer: Path, rules: str) -> tuple[Tokenizer, ChatTemplate]:  # noqa: ARG001 - part of the cache's key
+    """What a worker needs for all its stretches."""
+    found = Tokenizer.load(tokenizer)
+    template = ChatTemplate.of(found)
+    Layout(template, found.special_ids, "all")  # says what the template lacks, also where no text needs it
+    return found, template
