@@ -5,12 +5,14 @@
 
 Needs torch, numpy and transformers, and this folder with `src` beside it; nothing is installed or downloaded.
 A step is forward, backward, clipping and update in bf16, on one batch that lies in the GPU already. Ours is
-the network with its default optimizer, deterministic as the trainer runs it; LitGPT and Liger's loss take
-part where they are installed (see `peers.py`). Without a GPU the table says "not measured", unless it holds
+the network with its default optimizer, deterministic as the trainer runs it; two rows have its attention cut
+at the borders of documents, by a mask and by the kernel for it. LitGPT and Liger's loss take part where they
+are installed (see `peers.py`). Without a GPU the table says "not measured", unless it holds
 figures already.
 """
 
 import argparse
+import functools
 import gc
 import os
 import platform
@@ -28,14 +30,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.peers import GPT, LitGPT, Shape, llama, nanogpt_optimizer  # noqa: E402
+from nima.batches import Batch  # noqa: E402
 from nima.monitoring.speed import peak_flops  # noqa: E402
 from nima.network.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters  # noqa: E402
+from nima.network.varlen import Documents, obstacle, segments_of  # noqa: E402
 from nima.optimizer import Optimizer, Rates  # noqa: E402
 from nima.training.compilation import compile_layers  # noqa: E402
 
@@ -47,6 +52,7 @@ SHAPES = {
 # Sequences of a step; halved until they fit.
 ROWS = {"tiny": 4, "124M": 64, "1B": 32}
 CHECKED = Shape(num_layers=2, width=256, num_heads=4, vocab_size=1024, block_tokens=128)
+DOCUMENT_TOKENS = 256  # in the mean, where attention is cut
 WARM_UP_STEPS, STEPS = 5, 20
 LEARNING_RATE = 3e-4
 BEGIN, END = "<!-- gpu -->", "<!-- /gpu -->"
@@ -82,6 +88,20 @@ def tokens_of(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Te
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
+@functools.cache
+def documents_of(rows: int, slots: int) -> NDArray[np.int64]:
+    """Numbers of the documents that rows are packed with, of lengths drawn from a seed."""
+    begins = np.random.default_rng(1).random((rows, slots)) < 1 / DOCUMENT_TOKENS
+    return begins.cumsum(axis=1)
+
+
+def on_device(numbers: NDArray[np.int64], model: Decoder, device: torch.device) -> Documents:
+    """Documents as the trainer hands them to this model."""
+    if model.cuts_by == "segments":
+        return segments_of(Batch(numbers, numbers, numbers).borders, device)
+    return torch.from_numpy(numbers).to(device)
+
+
 # -------------------------------------------------------------------------------------------- correctness
 
 
@@ -107,7 +127,8 @@ def outcome(device: torch.device, precision: str, prepare: Callable[[Decoder], o
     model.to(device)
     prepare(model)
     ids, targets = tokens_of(CHECKED, 4, device)
-    documents = (torch.arange(CHECKED.block_tokens, device=device) // 48).expand(ids.shape)
+    numbers = np.broadcast_to(np.arange(CHECKED.block_tokens) // 48, tuple(ids.shape)).copy()
+    documents = on_device(numbers, model, device)
     optimizer = Optimizer(model, Rates(optimizer="muon", **RATES))
     found: dict[str, Tensor] = {}
     for name, borders in (("loss", None), ("loss, cut at borders", documents)):
@@ -138,6 +159,16 @@ def checks(device: torch.device, compiled: bool) -> Iterator[Check]:
         kinds.append(("bf16, compiled", "bf16", compile_here))
     if device.type == "cuda" and find_spec("liger_kernel"):
         kinds.append(("bf16, Liger", "bf16", with_liger))
+    if device.type == "cuda":
+        reason = obstacle(
+            device,
+            torch.bfloat16,
+            num_heads=CHECKED.num_heads,
+            num_kv_heads=CHECKED.num_heads,
+            head_width=CHECKED.width // CHECKED.num_heads,
+        )
+        print("attention cut by the kernel:", reason or "right in the probe", flush=True)
+        kinds += [] if reason else [("bf16, cut by the kernel", "bf16", with_segments)]
     for name, precision, prepare in kinds:
         found = outcome(device, precision, prepare)
         for group, limits in LIMITS.items():
@@ -171,6 +202,17 @@ def as_it_is(model: nn.Module) -> None:
 def with_liger(model: Decoder) -> Decoder:
     model.kernels = "liger"
     return model
+
+
+def with_segments(model: Decoder) -> Decoder:
+    model.cuts_by = "segments"
+    return model
+
+
+def cut_loss(model: Decoder, ids: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of rows packed with documents."""
+    documents = on_device(documents_of(*ids.shape), model, ids.device)
+    return model.loss_sum(ids, targets, documents) / targets.numel()
 
 
 def compile_here(model: nn.Module) -> None:
@@ -211,7 +253,9 @@ def contenders() -> list[Contender]:
         found.append(Contender("transformers, Llama", llama, loss, adamw))
     if find_spec("litgpt"):
         found.append(Contender("LitGPT", LitGPT, lambda model, ids, targets: model(ids, targets), adamw))
-    return found
+    masked = replace(ours, name="Nima, cut by a mask", loss=cut_loss)
+    by_kernel = lambda shape: with_segments(decoder(shape))  # noqa: E731
+    return [*found, masked, replace(masked, name="Nima, cut by the kernel", build=by_kernel)]
 
 
 @dataclass(frozen=True)

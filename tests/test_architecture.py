@@ -117,6 +117,7 @@ OWNERS = {
 # These run on a machine that has only torch and numpy.
 BARE = (
     "network.fused",
+    "network.varlen",
     "network.decoder",
     "training.compilation",
     "training.schedule",

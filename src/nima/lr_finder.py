@@ -108,7 +108,8 @@ def update(parts: Recipe, params: Params, optimizer: Optimizer, step: int, devic
     optimizer.zero_grad()
     nats = 0.0
     for part in batch.micro_batches(settings.tokens_at_once):
-        ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
+        cuts_by = parts.model.cuts_by if settings.mask_documents else None
+        ids, targets, documents = on_device(part, device, cuts_by)
         with autocast(device, settings.precision):
             loss = objective(parts.model, ids, targets, documents)
         (loss / max(1, batch.num_trained_tokens)).backward()

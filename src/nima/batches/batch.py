@@ -36,6 +36,16 @@ class Batch:
     def num_trained_tokens(self) -> int:
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def borders(self) -> NDArray[np.int32]:
+        """Where documents begin in the rows laid end to end, and the end: int32 (documents + 1).
+
+        No document reaches into the next row, and slots without text count as one more at a row's end.
+        """
+        begins = np.ones(self.documents.shape, dtype=np.bool_)
+        begins[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        return np.append(np.flatnonzero(begins), begins.size).astype(np.int32)
+
     def micro_batches(self, max_tokens: int) -> Iterator["Batch"]:
         """The rows in order, as many at once as have `max_tokens` slots at most, but at least one."""
         num_rows, num_slots = self.ids.shape

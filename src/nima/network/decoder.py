@@ -26,6 +26,10 @@ from nima.network.fused import (
     rms_norm,
     squared_relu_mlp,
 )
+from nima.network.varlen import Documents, Segments, document_mask, segment_attention
+
+# What attention is cut by: what each position sees (B, 1, T, T), or segments.
+Mask = Tensor | Segments
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(config.head_width, config.norm_eps)
 
     def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask_B1TT: Tensor | None
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask: Mask | None
     ) -> Tensor:
         # One product instead of three, and one turn for queries and keys.
         weight = torch.cat([linear.weight.to(x_BTD.dtype) for linear in (self.query, self.key, self.value)])
@@ -119,10 +123,12 @@ class Attention(nn.Module):
         )
         qk = normalised_and_rotated(qk, torch.cat(gains), rotation, self.query_norm.eps)
         q_BTHC, k_BTKC = qk.split((self.num_heads, self.num_kv_heads), dim=2)
-        if cache is None and mask_B1TT is None:
+        if isinstance(mask, Segments):
+            y_BTHC = segment_attention(q_BTHC, k_BTKC, v_BTKC, mask)
+        elif cache is None and mask is None:
             y_BTHC = causal_attention(q_BTHC, k_BTKC, v_BTKC)
         else:
-            y_BTHC = self.attend(q_BTHC, k_BTKC, v_BTKC, cache, mask_B1TT)
+            y_BTHC = self.attend(q_BTHC, k_BTKC, v_BTKC, cache, mask)
         return self.output(y_BTHC.flatten(2))
 
     def attend(
@@ -153,12 +159,6 @@ def attend(
         is_causal=is_causal,
         enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
     )
-
-
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """(B, 1, T, T): each position sees its own document up to itself, so none is left without any."""
-    same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-    return same_B1TT.tril()
 
 
 def rotation_table(config: DecoderConfig) -> tuple[Tensor, Tensor]:
@@ -193,9 +193,9 @@ class Layer(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask_B1TT: Tensor | None
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache | None, mask: Mask | None
     ) -> Tensor:
-        x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), rotation, cache, mask_B1TT))
+        x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), rotation, cache, mask))
         return x_BTD + self.drop(self.mlp(self.mlp_norm(x_BTD)))
 
     def drop(self, x_BTD: Tensor) -> Tensor:
@@ -222,16 +222,19 @@ class Decoder(nn.Module):
         """Of all parameters, also when other processes hold them."""
         self.kernels = "torch"
         """Whose kernels compute the loss: torch's or liger's."""
+        self.cuts_by = "mask"
+        """What attention is best cut by at document borders: a mask, or segments."""
         self.recomputes = False
         """Whether backward computes each layer again instead of keeping what is inside it."""
 
     def hidden(
-        self, ids_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None
+        self, ids_BT: Tensor, cache: Cache | None = None, documents_BT: Documents | None = None
     ) -> Tensor:
         """The last layer's normalised output (B, T, D), from which `head` makes logits.
 
-        With documents, which exclude a cache, attention stays among positions of equal number. Positions go
-        on through the row: attention knows only their distances, which are the same inside a document.
+        With documents, which exclude a cache, attention stays among positions of equal number, or of one
+        segment. Positions go on through the row: attention knows only their distances, which are the same
+        inside a document.
         """
         start = cache.length_tokens if cache else 0
         stop = start + ids_BT.shape[1]
@@ -243,13 +246,13 @@ class Decoder(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(ids_BT.device.type))
         if self.config.dropout:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        mask_B1TT = None if documents_BT is None else document_mask(documents_BT)
+        mask = document_mask(documents_BT) if isinstance(documents_BT, Tensor) else documents_BT
         recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
         for layer in self.layers:
             if recomputes:
-                x_BTD = recomputed(layer, x_BTD, rotation, mask_B1TT, draws=self.config.dropout > 0)
+                x_BTD = recomputed(layer, x_BTD, rotation, mask, draws=self.config.dropout > 0)
             else:
-                x_BTD = layer(x_BTD, rotation, cache, mask_B1TT)
+                x_BTD = layer(x_BTD, rotation, cache, mask)
         if cache:
             cache.length_tokens = stop
         return self.norm(x_BTD)
@@ -258,7 +261,7 @@ class Decoder(nn.Module):
         """Logits (B, T, V) of the token that follows each position; with a cache, of the new positions."""
         return self.head(self.hidden(ids_BT, cache))
 
-    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Documents | None = None) -> Tensor:
         """Cross-entropy in nats, summed over the targets that are not `IGNORED`."""
         x_BTD = self.hidden(ids_BT, documents_BT=documents_BT)
         x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
@@ -272,13 +275,13 @@ def recomputed(
     layer: nn.Module,
     x_BTD: Tensor,
     rotation: tuple[Tensor, Tensor],
-    mask_B1TT: Tensor | None,
+    mask: Mask | None,
     *,
     draws: bool,
 ) -> Tensor:
     """A layer of which only the input is kept until backward, which runs it a second time, with the same
     random numbers if it draws any (Chen et al. 2016, https://arxiv.org/abs/1604.06174)."""
-    return checkpoint(layer, x_BTD, rotation, None, mask_B1TT, use_reentrant=False, preserve_rng_state=draws)
+    return checkpoint(layer, x_BTD, rotation, None, mask, use_reentrant=False, preserve_rng_state=draws)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nima.network.decoder import Decoder
+from nima.network.varlen import Documents
 from nima.workspace.params import TrainingParams
 
 Value = TypeVar("Value")
-Objective = Callable[[Decoder, Tensor, Tensor, Tensor | None], Tensor]
-LossSum = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Objective = Callable[[Decoder, Tensor, Tensor, Documents | None], Tensor]
+LossSum = Callable[[Tensor, Tensor, Documents | None], Tensor]
 
 
 class Processes:

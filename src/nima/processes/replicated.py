@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nima.network.decoder import Decoder
 from nima.network.targets import IGNORED
+from nima.network.varlen import Documents
 from nima.processes import LossSum, Objective, Processes, Value, undivided
 from nima.workspace.params import TrainingParams
 
@@ -112,7 +113,7 @@ class Loss(nn.Module):
         self.model = model
         self.objective: Objective = type(model).loss_sum
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Documents | None) -> Tensor:
         return self.objective(self.model, ids_BT, targets_BT, documents_BT)
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nima.network.decoder import Decoder, Layer, autocast
+from nima.network.varlen import Documents
 from nima.optimizer import Optimizer, as_entry, as_tensor
 from nima.processes import LossSum, Objective
 from nima.processes.replicated import Joined, Loss
@@ -64,7 +65,7 @@ class Zero(Joined):
         self.optimizer = ZeroOptimizer(optimizer, shapes, self)
         return self.optimizer
 
-    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Documents | None) -> Tensor:
         with torch.autocast(ids_BT.device.type, enabled=False):
             return self.engine(ids_BT, targets_BT, documents_BT)
 
@@ -158,7 +159,7 @@ class AutocastLoss(Loss):
         super().__init__(model)
         self.objective, self.precision = objective, precision
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Documents | None) -> Tensor:
         with autocast(ids_BT.device, self.precision):
             return super().forward(ids_BT, targets_BT, documents_BT)
 

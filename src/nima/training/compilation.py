@@ -10,13 +10,19 @@ them in another order.
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from nima.network.decoder import Decoder
+from nima.network.decoder import DTYPES, Decoder
+from nima.network.varlen import obstacle
 from nima.workspace.errors import UserError
+
+if TYPE_CHECKING:
+    from nima.workspace.params import TrainingParams
 
 # Shapes of micro-batches, in training and in validation, that one run may meet.
 MAX_SHAPES = 64
@@ -36,6 +42,26 @@ def choose_kernels(model: Decoder, kernels: str) -> None:
     model.kernels = kernels if next(model.parameters()).device.type == "cuda" else "torch"
     if model.kernels == "liger" and find_spec("liger_kernel") is None:
         raise UserError("training.kernels: liger needs the extra liger: pip install 'nima-lm[liger]'")
+
+
+def choose_cut(model: Decoder, settings: "TrainingParams", say: Callable[[str], None]) -> None:
+    """Have attention cut at document borders by the kernel for it where that is found right.
+
+    Elsewhere a mask does it, and on a GPU one line says why. A step of the user's own is given numbers.
+    """
+    if not settings.mask_documents or settings.step is not None:
+        return
+    device, config = next(model.parameters()).device, model.config
+    reason = obstacle(
+        device,
+        DTYPES[settings.precision],
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_width=config.head_width,
+    )
+    model.cuts_by = "mask" if reason else "segments"
+    if reason and device.type == "cuda":
+        say(f"attention is cut at document borders by a mask, which takes longer: {reason}")
 
 
 def require_compiler(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from nima.batches import Batch, TrainingBatches
 from nima.evaluation.likelihood import Scorer, total
 from nima.network.decoder import Decoder, autocast
 from nima.network.targets import IGNORED
+from nima.network.varlen import Documents, segments_of
 from nima.optimizer import Optimizer, rates_of
 from nima.processes import ALONE, Processes
 from nima.training.memory import MicroBatch
@@ -47,6 +48,7 @@ def train(
     not finite and params say to stop, and `ObjectiveError` when the user's own function fails.
     """
     device = next(model.parameters()).device
+    cuts_by = model.cuts_by if settings.mask_documents else None
     objective, steering = objective_of(settings), Steering(settings, total_steps)
     loss_sum = processes.share(model, objective, settings)
     optimizer = processes.divided(Optimizer(model, rates_of(settings), processes.spread))
@@ -77,7 +79,7 @@ def train(
         for number, part in enumerate(parts, start=1):
             poll()
             processes.sum_gradients(now=number == len(parts))
-            ids, targets, documents = on_device(part, device, mask_documents=settings.mask_documents)
+            ids, targets, documents = on_device(part, device, cuts_by)
             with objective.blamed(resumable.save if processes.has_all else lambda: None):
                 with autocast(device, settings.precision):
                     loss = loss_sum(ids, targets, documents)
@@ -165,11 +167,15 @@ def validation_due(state: State, settings: TrainingParams, last: bool) -> bool:
 
 
 def on_device(
-    part: Batch, device: torch.device, *, mask_documents: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids, targets and, to cut attention by, documents, each (rows, slots)."""
+    part: Batch, device: torch.device, cuts_by: str | None
+) -> tuple[Tensor, Tensor, Documents | None]:
+    """Ids and targets, each (rows, slots), and the documents to cut attention by."""
     ids, targets = torch.from_numpy(part.ids).to(device), torch.from_numpy(part.targets).to(device)
-    return ids, targets, torch.from_numpy(part.documents).to(device) if mask_documents else None
+    if cuts_by is None:
+        return ids, targets, None
+    if cuts_by == "segments":
+        return ids, targets, segments_of(part.borders, device)
+    return ids, targets, torch.from_numpy(part.documents).to(device)
 
 
 def non_finite(nats: float, norm: float, batches: TrainingBatches, step: int) -> NonFiniteError:

@@ -13,13 +13,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nima.evaluation.likelihood import token_losses
 from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_bytes
 from nima.network.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters
+from nima.network.varlen import Documents, segments_of
 from nima.optimizer import Optimizer, rates_of
-from nima.training.compilation import choose_kernels, compile_layers
+from nima.training.compilation import choose_cut, choose_kernels, compile_layers
 from nima.training.memory import is_out_of_memory
 from nima.workspace.params import TrainingParams
 from nima.workspace.runtime import compute_deterministically, keep_freed_memory
@@ -27,6 +29,8 @@ from nima.workspace.signals import end_with
 
 # Of the memory that is free when the trials begin: the rest is for what they don't see.
 USABLE_SHARE = {"cpu": 0.8, "cuda": 0.95}
+# Documents of a row's worst case.
+SHORT_TOKENS = 32
 # The kernel's badness of this process at most: if memory gives out, it is ended first.
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
@@ -154,6 +158,7 @@ class WorstCase:
         self.model.to(work.device).train()
         self.model.recomputes = work.recomputes
         choose_kernels(self.model, work.settings.kernels)
+        choose_cut(self.model, work.settings, lambda _: None)  # the run says it
         if work.settings.compile:
             compile_layers(self.model)
         self.optimizer = Optimizer(self.model, rates_of(work.settings))
@@ -181,8 +186,17 @@ class WorstCase:
     def step(self, rows: int) -> None:
         ids = self.ids(rows)
         with autocast(self.device, self.work.settings.precision):
-            loss = self.model.loss_sum(ids, ids, ids if self.work.settings.mask_documents else None)
+            loss = self.model.loss_sum(ids, ids, self.documents(ids))
         loss.backward()
+
+    def documents(self, ids: torch.Tensor) -> Documents | None:
+        """Short ones: the kernel for segments needs memory for each."""
+        if not self.work.settings.mask_documents:
+            return None
+        if self.model.cuts_by == "mask":
+            return ids
+        borders = np.append(np.arange(0, ids.numel(), SHORT_TOKENS), ids.numel())
+        return segments_of(borders.astype(np.int32), self.device)
 
     @torch.no_grad()
     def evaluate(self, rows: int) -> None:

@@ -5,7 +5,8 @@ of one micro-batch; the loop divides by their number in the global batch, so tha
 number of processes changes the result.
 
     loss(logits_BTV, targets_BT)                       targets that are not trained are -100
-    step(model, ids_BT, targets_BT, documents_BT)      documents_BT is None without training.mask_documents
+    step(model, ids_BT, targets_BT, documents_BT)      documents_BT is None without training.mask_documents,
+                                                       else numbers, equal inside a document
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from types import ModuleType
 from torch import Tensor
 
 from nima.network.decoder import Decoder
+from nima.network.varlen import Documents
 from nima.training.memory import is_out_of_memory
 from nima.workspace.errors import UserError
 from nima.workspace.params import TrainingParams, nearest
@@ -43,7 +45,7 @@ class Objective:
         return self.function is None
 
     def __call__(
-        self, model: Decoder, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None
+        self, model: Decoder, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Documents | None
     ) -> Tensor:
         """The summed loss (a scalar) of a micro-batch. Raises `ObjectiveError` for what is none."""
         if self.function is None:

@@ -23,7 +23,7 @@ from nima.network import pretrained
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.processes import ALONE, Processes
 from nima.tokenizer import Tokenizer
-from nima.training.compilation import choose_kernels, compile_layers
+from nima.training.compilation import choose_cut, choose_kernels, compile_layers
 from nima.training.loop import Result, Run, train
 from nima.training.model_card import trained_card
 from nima.training.objective import check_declared, objective_of, source_hashes
@@ -99,6 +99,7 @@ def assemble(
     counts = text.totals(parts["train"])
     model.to(device)
     choose_kernels(model, settings.kernels)
+    choose_cut(model, settings, tell if processes.is_first else note)
     if settings.compile:
         compile_layers(model)
     return Recipe(model, words, batches, scorer, total_steps, counts, begun_with)
