@@ -11,6 +11,7 @@ Suffixes of tensors are those of `decoder.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def document_mask(documents_BT: Tensor) -> Tensor:
     return same_B1TT.tril()
 
 
-def kernel() -> Callable[..., Tensor]:
+def kernel() -> Callable[..., Any]:
     """Torch's. Loaded when it is asked for: it brings the compiler along. Raises `ImportError` without."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -64,7 +65,7 @@ def kernel() -> Callable[..., Tensor]:
 def segment_attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, segments: Segments) -> Tensor:
     """Softmax attention (B, T, H, C) of every position to its document's positions up to itself."""
     q_NHC, k_NKC, v_NKC = (x.to(v_BTKC.dtype).flatten(0, 1) for x in (q_BTHC, k_BTKC, v_BTKC))
-    y_NHC = kernel()(
+    y_NHC: Tensor = kernel()(
         q_NHC,
         k_NKC,
         v_NKC,
@@ -114,7 +115,7 @@ def flaw(
     expected = outcome(masked_attention, q, k, v, gradient)
     try:
         found, again = (
-            outcome(lambda *qkv: segment_attention(*qkv, segments), q, k, v, gradient) for _ in range(2)
+            outcome(lambda q, k, v: segment_attention(q, k, v, segments), q, k, v, gradient) for _ in range(2)
         )
     except torch.OutOfMemoryError:
         raise
@@ -123,9 +124,9 @@ def flaw(
         return f"the kernel failed with {type(error).__name__}: {said[:200]}"
     limit = ROUNDING_STEPS * torch.finfo(dtype).eps
     for name in expected:
-        error = float((found[name] - expected[name]).abs().max() / expected[name].abs().max())
-        if not error <= limit:  # which is true of a nan
-            return f"the kernel's {name} are {error:.1e} off, more than by rounding ({limit:.1e})"
+        apart = float((found[name] - expected[name]).abs().max() / expected[name].abs().max())
+        if not apart <= limit:  # which is true of a nan
+            return f"the kernel's {name} are {apart:.1e} off, more than by rounding ({limit:.1e})"
     if torch.are_deterministic_algorithms_enabled():
         unlike = [name for name in found if not torch.equal(found[name], again[name])]
         if unlike:
