@@ -4,14 +4,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
+from test_varlen import one_by_one
 
 from benchmarks import gpu
+from nima.network import varlen
 from nima.network.decoder import Decoder
 
+CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--shapes", "tiny", "--compile", "off", "--steps", "2"]
 
 
@@ -24,7 +28,8 @@ def test_every_model_gets_a_row_with_figures_and_every_check_is_right(tmp_path: 
     results = tmp_path / "RESULTS.md"
     assert gpu.main([*TINY, "--results", str(results)]) == 0
     text = results.read_text(encoding="utf-8")
-    for name in ("Nima", "Nima, AdamW", "nanoGPT-shaped", "transformers, Llama"):
+    assert "| tiny | Nima, cut by the kernel | no | NotImplementedError: " in text  # which a CPU has not
+    for name in ("Nima", "Nima, AdamW", "nanoGPT-shaped", "transformers, Llama", "Nima, cut by a mask"):
         assert re.search(rf"\| tiny \| {name} \| no \| [\d.]+ M \| 4 × 16 \| [\d,]+ \| [\d.]+% \|", text), (
             name
         )
@@ -48,6 +53,29 @@ def test_a_device_that_computes_something_else_is_called_wrong(
     monkeypatch.setattr(gpu, "contenders", list)
     assert gpu.main([*TINY, "--results", str(results)]) == 1
     assert "WRONG" in results.read_text(encoding="utf-8")
+
+
+def test_what_the_kernel_cuts_is_held_against_a_mask_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gpu.outcome(CPU, "fp32", gpu.as_it_is)
+    errors = []
+    for kernel in (one_by_one, uncut):
+        monkeypatch.setattr(varlen, "kernel", lambda kernel=kernel: kernel)
+        found = gpu.outcome(CPU, "bf16", gpu.with_segments)
+        keys = [key for key in expected if key.startswith("gradient")]
+        errors.append(gpu.error_of(found, expected, keys, "bf16"))
+    assert errors[0] < gpu.LIMITS["gradient"]["bf16"] < errors[1]
+
+
+def uncut(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **named: Any) -> torch.Tensor:
+    row = gpu.CHECKED.block_tokens
+    borders = torch.arange(0, len(q) + 1, row, dtype=torch.int32)
+    return one_by_one(q, k, v, borders, borders, row, row, **named)
+
+
+def test_the_rows_whose_attention_is_cut_have_documents_of_the_mean_length() -> None:
+    numbers = gpu.documents_of(64, 1024)
+    count = int((numbers[:, 1:] != numbers[:, :-1]).sum())
+    assert 64 * 1024 / count == pytest.approx(gpu.DOCUMENT_TOKENS, rel=0.2)
 
 
 def test_a_contender_that_fails_leaves_its_reason_and_the_others_their_figures(

@@ -23,6 +23,7 @@ from nima.network.varlen import Segments, document_mask, flaw, obstacle, segment
 from nima.training import compilation
 from nima.training.compilation import choose_cut
 from nima.training.loop import on_device
+from nima.training.memory_trials import Work, WorstCase
 from nima.workspace.errors import Interrupted
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -421,3 +422,21 @@ def test_training_by_segments_is_training_by_a_mask_to_rounding_and_goes_on_exac
     with pytest.raises(Interrupted):
         halted.go()
     assert_same_run(resumed, resumed.go(), cut, found)
+
+
+def test_a_trial_of_memory_cuts_its_rows_into_short_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def counted(
+        query: Tensor, key: Tensor, value: Tensor, borders: Tensor, *rest: Any, **named: Any
+    ) -> Tensor:
+        counts.append(len(borders) - 1)
+        return one_by_one(query, key, value, borders, *rest, **named)
+
+    take(monkeypatch, counted)
+    monkeypatch.setattr(compilation, "obstacle", lambda *_, **__: None)
+    chosen = settings_of(mask_documents=True, batch_tokens=8 * 40, block_tokens=40, micro_batch_tokens=40)
+    run = WorstCase(Work(tiny_model().config, chosen, CPU, threads=1, recomputes=False))
+    counts.clear()
+    assert run(3) > 0
+    assert set(counts) == {4}, "of 32 tokens, and what is left of 120"
