@@ -91,13 +91,12 @@ def tables(
 
 def plain_table(batch: pa.RecordBatch, tokenizer: Tokenizer, template: ChatTemplate) -> pa.Table:
     """Documents without conversations and budgets, column by column: each whole, and all of it trained."""
-    end = np.array([tokenizer.special_ids[template.eos_token]], np.uint32)
-    found = tokenizer.encode_many(batch["text"].to_pylist())
-    nothing, lengths = np.zeros(len(batch), np.int64), np.array([len(ids) + 1 for ids in found], np.int64)
+    ids, lengths = tokenizer.encode_ended(batch["text"].to_pylist(), template.eos_token)
+    nothing = np.zeros(len(batch), np.int64)
     columns = {name: batch[name] for name in ("id", "source", "group", "split", "weight")}
     columns["num_bytes"] = pc.binary_length(batch["text"]).cast(pa.int64())
     columns["cut_tokens"] = numbers(nothing)
-    columns["tokens"] = lists(np.concatenate([part for ids in found for part in (ids, end)]), lengths)
+    columns["tokens"] = lists(ids, lengths)
     columns["spans"] = lists(np.stack([nothing, lengths], axis=1).reshape(-1), nothing + 2)
     return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
 

@@ -231,7 +231,7 @@ class ShardFile:
         self, tokens: np.ndarray, lengths: np.ndarray, spans: np.ndarray, span_counts: np.ndarray
     ) -> None:
         """Documents laid end to end: their tokens, and how many tokens and spans each has."""
-        self.file.write(tokens.astype(self.dtype).tobytes())
+        self.file.write(np.ascontiguousarray(tokens, self.dtype))
         self.num_tokens += len(tokens)
         self.lengths.append(lengths)
         self.span_counts.append(span_counts)
