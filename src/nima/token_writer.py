@@ -236,7 +236,7 @@ class ShardFile:
         self, tokens: np.ndarray, lengths: np.ndarray, spans: np.ndarray, span_counts: np.ndarray
     ) -> None:
         """Documents laid end to end: their tokens, and how many tokens and spans each has."""
-        self.file.write(np.ascontiguousarray(tokens, self.dtype))
+        self.file.write(np.ascontiguousarray(tokens, self.dtype).data)
         self.num_tokens += len(tokens)
         self.lengths.append(lengths)
         self.span_counts.append(span_counts)
