@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nima.corpus.cleaning import cleaning
 from nima.corpus.cleaning.cleaning import CONTROL, LEGACY, SUSPECT, clean, needs_nothing
+from nima.corpus.cleaning.residue import may_hold_residue, without_residue
 from nima.corpus.quality.blocks import FENCE_END, Markup, verbatim_lines
 from nima.workspace.params import CleaningParams
 
@@ -261,6 +262,55 @@ def test_nfkc_is_applied_when_chosen() -> None:
 # --------------------------------------------------------------------------------------- HTML residue
 
 HTML = CleaningParams(html_residue=True)
+FRAGMENTS = [
+    "<",
+    "</",
+    "<br",
+    "<b",
+    "<a href=x",
+    ">",
+    "</b>",
+    "<name>",
+    "<!--",
+    "-->",
+    "&",
+    "&amp",
+    "&#38",
+    ";",
+]
+FRAGMENTS += [
+    ";",
+    "&lt;br&gt;",
+    "&lt",
+    "<code>",
+    "</code>",
+    "`",
+    " ",
+    "text",
+    "\n",
+    "|",
+    "\x01",
+    "<B",
+    "\u017f",
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
+@settings(max_examples=400, deadline=None)
+def test_a_text_that_shows_no_residue_has_none(text: str) -> None:
+    lines = text.split("\n")
+    if without_residue(lines, [False] * len(lines), lambda line: line) != lines:
+        assert may_hold_residue(text)
+
+
+@pytest.mark.parametrize("text", ["a<b>c</b>", "a<br>", "a &amp; b", "<!-- c -->d", "&#38;"])
+def test_residue_is_seen(text: str) -> None:
+    assert may_hold_residue(text)
+    assert not may_hold_residue(text.replace("<", "").replace("&", "& "))
+
+
+def test_a_tag_that_a_control_character_parts_goes_at_once() -> None:
+    assert clean("a <\x01br> b", HTML, "text") == clean("a <br> b", HTML, "text") == "a b"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,21 @@ def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pyte
             assert set(workers.map(own_environment, PARTS)) == {(moment, True)}
 
 
+def own_settings(_: int) -> tuple[str, str, bool]:
+    import pyarrow as pa
+
+    server = psutil.Process().parent()
+    assert server is not None
+    threads = server.environ()["OPENBLAS_NUM_THREADS"]
+    return pa.default_memory_pool().backend_name, threads, "MALLOC_TRIM_THRESHOLD_" in os.environ
+
+
+def test_a_worker_is_one_thread_and_keeps_its_memory_for_the_next_part() -> None:
+    with in_processes(2) as workers:
+        assert set(workers.map(own_settings, PARTS)) == {("system", "1", False)}
+    assert not parallel.WORKERS_OWN.keys() & os.environ.keys()
+
+
 def test_a_single_part_starts_no_process() -> None:
     with in_processes(2) as workers:
         assert list(workers.map(squared, [3])) == [(9, os.getpid())]

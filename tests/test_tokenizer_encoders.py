@@ -28,6 +28,7 @@ from nima.tokenizer.encoders import (
 from nima.tokenizer.learning import all_bytes, learnt_characters, short
 from nima.tokenizer.special_tokens import SPECIAL_TOKENS
 from nima.tokenizer.vocabulary import byte_alphabet
+from nima.workspace.errors import UserError
 
 SPELLED = {byte: character for character, byte in byte_alphabet().items()}
 BYTE_RANKS = {bytes([byte]): byte for byte in range(256)}
@@ -321,11 +322,60 @@ def test_added_tokens_of_text_are_found_alike(parts: list[str]) -> None:
 
 
 TAGGED = with_text_tokens(*TAGS)
+TABLES = [Tokenizer(learnt_characters(CORPUS)), Tokenizer(all_bytes())]
 
 
 def test_added_tokens_of_text_that_do_not_overlap_are_encoded_fast() -> None:
     assert TAGGED.report()["encoder"] == "tiktoken"
     assert TAGGED.special_ids.keys() == set(SPECIAL_TOKENS)
+
+
+# -------------------------------------------------------------------------------------- many texts at once
+
+
+def assert_ended(tokenizer: Tokenizer, texts: list[str], end: str = "<|endoftext|>") -> None:
+    number = tokenizer.special_ids[end]
+    ids, lengths = tokenizer.encode_ended(texts, end)
+    expected = [[*tokenizer.reference_ids(text), number] for text in texts]
+    assert (ids.dtype, lengths.dtype) == (np.uint32, np.int64)
+    assert ids.tolist() == list(itertools.chain.from_iterable(expected))
+    assert lengths.tolist() == [len(found) for found in expected]
+
+
+@given(st.lists(st.lists(st.sampled_from([*TAGS, *SPECIAL_TOKENS, "<|endo", "text|>", " ", "\n", "a", "é"]))))
+@settings(max_examples=150, deadline=None)
+def test_texts_that_are_encoded_together_have_the_ids_of_each_by_itself(parts: list[list[str]]) -> None:
+    texts = ["".join(part) for part in parts]
+    for tokenizer in (TAGGED, *TABLES):
+        assert_ended(tokenizer, texts)
+
+
+@pytest.mark.parametrize("pattern", [*READ_ALIKE])
+def test_texts_that_are_encoded_together_end_where_they_end(pattern: str) -> None:
+    """Spaces, newlines and marks at the edges of a text never reach over the token between texts."""
+    tokenizer = Tokenizer(built(learnt(as_models_have_it(pattern))))
+    assert tokenizer._encoder is not None
+    assert tokenizer._encoder.encode_ended is not None
+    assert tokenizer._encoder.encode_ended(["a", "b"], "<|endoftext|>") is not None
+    assert_ended(tokenizer, hostile_texts())
+
+
+def test_texts_of_another_normal_form_are_encoded_one_by_one() -> None:
+    reference = built(learnt(as_models_have_it(GPT4_PATTERNS[1])))
+    reference.normalizer = normalizers.NFC()
+    assert_ended(Tokenizer(reference), ["plain", "cafe\u0301", "<", "\u0338"])
+
+
+@pytest.mark.parametrize("end", ["aba", "ab", "b<|"])
+def test_an_end_whose_name_could_be_found_elsewhere_is_not_put_between_texts(end: str) -> None:
+    reference = built(learnt(as_models_have_it(GPT4_PATTERNS[1])))
+    reference.add_special_tokens([end, "abc", "|endo"])
+    assert_ended(Tokenizer(reference), ["x", "xa", "c", "ab", "", "c<", "b"], end)
+
+
+def test_a_lone_surrogate_among_many_texts_is_named() -> None:
+    with pytest.raises(UserError, match="surrogate"):
+        TAGGED.encode_ended(["fine", "\ud800"], "<|endoftext|>")
 
 
 @pytest.mark.parametrize(
@@ -356,9 +406,6 @@ def test_tables_of_characters_and_bytes_give_the_ids_of_the_file(text: str) -> N
         assert ids.tolist() == tokenizer.reference_ids(text)
         assert ids.dtype == np.uint32
         assert tokenizer.decode(ids) == text
-
-
-TABLES = [Tokenizer(learnt_characters(CORPUS)), Tokenizer(all_bytes())]
 
 
 def test_tables_are_in_use() -> None:

@@ -263,10 +263,11 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_of_other_documents_is_named(folder: Path, tmp_path: Path) -> None:
-    write(tmp_path / "other", [document(0, [1, 2]), document(1, [3])])
-    shutil.copy(tmp_path / "other" / "documents.parquet", folder)
-    with pytest.raises(UserError, match=r"documents\.parquet: broken: its numbers of tokens are not those"):
-        Tokens.open(folder)
+    for others in ([document(0, [1, 2]), document(1, [3])], THREE[:2], [*THREE, document(3, [1])]):
+        write(tmp_path / "other", others)
+        shutil.copy(tmp_path / "other" / "documents.parquet", folder)
+        with pytest.raises(UserError, match=r"documents\.parquet: broken: its numbers of tokens are not"):
+            Tokens.open(folder)
     (folder / "documents.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"documents\.parquet: broken"):
         Tokens.open(folder)

@@ -19,8 +19,8 @@ from nima.batches.mixture import Mixture, seed_of
 from nima.batches.order import Order
 from nima.batches.packed import PackedRows
 from nima.batches.padded import PaddedRows
-from nima.batches.pieces import pieces_of
-from nima.batches.stream import Stream, TokenizedDocuments, shuffled, training_order
+from nima.batches.pieces import CutDocuments
+from nima.batches.stream import Stream, TokenizedDocuments, number_type, shuffled, training_order
 from nima.batches.windows import Window, evenly_spread, scoring_windows
 from nima.workspace.errors import UserError
 
@@ -43,7 +43,7 @@ Batching = Literal["blocks", "packed", "padded"]
 
 def training_batches(
     tokens: TokenizedDocuments,
-    documents: NDArray[np.int64],
+    documents: NDArray[np.integer],
     *,
     seed: int,
     batching: Batching,
@@ -57,6 +57,7 @@ def training_batches(
     Without a mixture documents are read as often as their weights say; a mixture's shares replace weights.
     """
     plan = Plan(tokens, batching, block_tokens, batch_tokens)
+    documents = documents.astype(number_type(tokens.num_documents))
     order: Order
     if mixture:
         order = plan.mixture(documents, mixture, seed)
@@ -75,7 +76,7 @@ class Plan:
     block_tokens: int
     batch_tokens: int
 
-    def order(self, documents: NDArray[np.int64], seed: int, part: str) -> Order:
+    def order(self, documents: NDArray[np.integer], seed: int, part: str) -> Order:
         """The rows of shuffled documents; `part` names them in the message when they are too few."""
         num_tokens = int(self.tokens.lengths[documents].sum())
         if self.batching == "blocks":
@@ -87,12 +88,12 @@ class Plan:
             return Blocks(Stream(self.tokens, documents), seed=seed, block_tokens=self.block_tokens)
         if not num_tokens:
             raise UserError(f"training.batching: {part} has no token to train on; add text")
-        pieces = pieces_of(self.tokens, documents, self.block_tokens)
+        pieces = CutDocuments(self.tokens, documents, self.block_tokens)
         if self.batching == "packed":
-            return PackedRows(pieces, seed=seed, block_tokens=self.block_tokens)
+            return PackedRows(pieces, seed=seed)
         return PaddedRows(pieces, seed=seed, batch_tokens=self.batch_tokens)
 
-    def mixture(self, documents: NDArray[np.int64], shares: Mapping[str, float], seed: int) -> Mixture:
+    def mixture(self, documents: NDArray[np.integer], shares: Mapping[str, float], seed: int) -> Mixture:
         orders = {}
         for name, chosen in documents_by_source(self.tokens, documents, shares).items():
             own_seed = seed_of(seed, name)
@@ -102,8 +103,8 @@ class Plan:
 
 
 def documents_by_source(
-    tokens: TokenizedDocuments, documents: NDArray[np.int64], shares: Mapping[str, float]
-) -> dict[str, NDArray[np.int64]]:
+    tokens: TokenizedDocuments, documents: NDArray[np.integer], shares: Mapping[str, float]
+) -> dict[str, NDArray[np.integer]]:
     """The documents of each source that has a share above 0.
 
     Raises `UserError` for a source without a share, and for a share without a source.

@@ -33,7 +33,7 @@ class TokenizedDocuments(Protocol):
 class Stream:
     """Documents laid end to end, read by position as if they were one endless circle."""
 
-    def __init__(self, tokens: TokenizedDocuments, documents: NDArray[np.int64]) -> None:
+    def __init__(self, tokens: TokenizedDocuments, documents: NDArray[np.integer]) -> None:
         self.tokens = tokens
         self.documents = documents
         self.ends = np.cumsum(tokens.lengths[documents])
@@ -41,7 +41,7 @@ class Stream:
 
     def read(
         self, start: int, num_tokens: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.integer]]:
         """From `start`, past the end it wraps round: ids, whether each is trained, each one's document."""
         ids, trained, places = self.read_places(start, num_tokens)
         return ids, trained, self.documents[places % len(self.documents)]
@@ -82,18 +82,32 @@ def trained_tokens(tokens: TokenizedDocuments, document: int, offset: int, count
     return mask
 
 
-def training_order(tokens: TokenizedDocuments, documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def training_order(
+    tokens: TokenizedDocuments, documents: NDArray[np.integer], seed: int
+) -> NDArray[np.integer]:
     """A split's documents shuffled, each as often as its weight says.
 
     A weight of 2.5 is two copies, and a third for every other document, decided by the document's place
     alone so that one document's weight never moves another.
     """
+    copies = copies_of(tokens, documents, seed)
+    return shuffled(documents if (copies == 1).all() else np.repeat(documents, copies), seed)
+
+
+def copies_of(tokens: TokenizedDocuments, documents: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
     weights = tokens.weights[documents]
-    whole = np.floor(weights)
-    draw = np.random.Generator(np.random.Philox(key=[seed, 1])).random(tokens.num_documents)[documents]
-    copies = (whole + (draw < weights - whole)).astype(np.int64)
-    return shuffled(np.repeat(documents, copies), seed)
+    copies = weights.astype(np.int32)
+    weights -= copies
+    if weights.any():
+        draw = np.random.Generator(np.random.Philox(key=[seed, 1])).random(tokens.num_documents)
+        copies += draw[documents] < weights
+    return copies
 
 
-def shuffled(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    return documents[np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(len(documents))]
+def shuffled(documents: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
+    return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(documents)
+
+
+def number_type(count: int) -> type[np.signedinteger]:
+    """What counts to `count`: plans hold a few such numbers for each document, so half the bytes matter."""
+    return np.int32 if count <= np.iinfo(np.int32).max else np.int64

@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -84,11 +84,16 @@ class TokenShard:
         self.check("document offsets", self.offsets, self.num_tokens)
         self.check("span offsets", self.span_offsets, num_spans)
         self.check_spans()
-        # What was read for the checks would count as memory in use.
-        mapped.madvise(mmap.MADV_DONTNEED)
+        self.mapped = mapped
+        self.release()
+
+    def release(self) -> None:
+        """What was read for checks would count as memory in use."""
+        self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def check(self, name: str, offsets: np.ndarray, end: int) -> None:
-        if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+        parts = (offsets[at : at + CHECKED_AT_ONCE + 1] for at in range(0, len(offsets), CHECKED_AT_ONCE))
+        if offsets[0] != 0 or offsets[-1] != end or any((np.diff(part) < 0).any() for part in parts):
             raise broken(self.path, f"{name} do not ascend from 0 to {end}")
 
     def check_spans(self) -> None:
@@ -164,14 +169,16 @@ class Tokens:
         self.dtype = shards[0].dtype if shards else token_type(0)
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.offsets) for shard in shards)])
         """int64[num_documents]: tokens of each document, its end token included."""
+        for shard in shards:
+            shard.release()
 
     @classmethod
     def open(cls, folder: Path) -> Tokens:
         """Maps a folder that `TokenWriter` wrote. Raises `UserError` naming the file that is broken."""
         path = folder / DOCUMENTS_FILE
-        num_shards = int(array_of(column_of(path, "shard")).max(initial=-1)) + 1
+        num_shards = max((int(part.max(initial=-1)) for part in parts_of(path, "shard")), default=-1) + 1
         tokens = cls(folder, [TokenShard(folder / shard_name(number)) for number in range(num_shards)])
-        if not np.array_equal(tokens.lengths, array_of(column_of(path, "num_tokens"))):
+        if not is_listed(tokens.lengths, parts_of(path, "num_tokens")):
             raise broken(path, "its numbers of tokens are not those of the shards")
         return tokens
 
@@ -215,8 +222,10 @@ class Tokens:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """float64[num_documents]"""
-        return array_of(self.column("weight"))
+        """float64[num_documents]; one number in memory where all are equal."""
+        found = array_of(self.column("weight"))
+        is_same = len(found) > 0 and bool((found == found[0]).all())
+        return np.broadcast_to(found[:1].copy(), len(found)) if is_same else found
 
     @cached_property
     def text_bytes(self) -> np.ndarray:
@@ -251,6 +260,22 @@ class Tokens:
 def column_of(path: Path, name: str) -> pa.ChunkedArray:
     with opened(path) as file:
         return file.read([name])[name]
+
+
+def parts_of(path: Path, name: str) -> Iterator[np.ndarray]:
+    """A column of numbers, some of its rows at a time."""
+    with opened(path) as file:
+        yield from (array_of(batch[name]) for batch in file.iter_batches(columns=[name]))
+
+
+def is_listed(values: np.ndarray, parts: Iterable[np.ndarray]) -> bool:
+    """Whether the parts, end to end, are the values."""
+    start = 0
+    for part in parts:
+        if not np.array_equal(values[start : start + len(part)], part):
+            return False
+        start += len(part)
+    return start == len(values)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from nima.conversation.documents import tokenized
 from nima.conversation.pieces import Layout
 from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Stretch, documents_in, stretches
-from nima.encoding.token_writer import TOKENIZED_SCHEMA, TokenWriter, lists, tokenized_table
+from nima.dataset.tokens import token_type
+from nima.encoding.token_writer import TokenWriter, lists, tokenized_schema, tokenized_table
 from nima.parallel import Workers
 from nima.tokenizer import Tokenizer
 from nima.workspace.errors import UserError
@@ -67,9 +68,10 @@ def encoded(stretch: Stretch, tokenizer: Path, settings: TokenizeParams, rules: 
         return path
     dropped: list[Dropped] = []
     with writing_to(folder):
-        partial_path = path.with_suffix(".partial")
-        with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_file(sink, TOKENIZED_SCHEMA) as file:
-            for table in tables(stretch, loaded(tokenizer, rules), settings, dropped):
+        partial_path, parts = path.with_suffix(".partial"), loaded(tokenizer, rules)
+        schema = tokenized_schema(token_type(parts[0].vocab_size))
+        with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+            for table in tables(stretch, parts, settings, dropped):
                 file.write_table(table)
         partial_path.replace(path)
         partial_path.write_text(json.dumps([asdict(document) for document in dropped]), "utf-8")
@@ -86,20 +88,21 @@ def tables(
             continue
         found = list(tokenized(documents_in([batch]), *parts, settings))
         dropped += [document for document in found if isinstance(document, Dropped)]
-        yield tokenized_table([document for document in found if not isinstance(document, Dropped)])
+        kept = [document for document in found if not isinstance(document, Dropped)]
+        yield tokenized_table(kept, token_type(parts[0].vocab_size))
 
 
 def plain_table(batch: pa.RecordBatch, tokenizer: Tokenizer, template: ChatTemplate) -> pa.Table:
     """Documents without conversations and budgets, column by column: each whole, and all of it trained."""
-    end = np.array([tokenizer.special_ids[template.eos_token]], np.uint32)
-    found = tokenizer.encode_many(batch["text"].to_pylist())
-    nothing, lengths = np.zeros(len(batch), np.int64), np.array([len(ids) + 1 for ids in found], np.int64)
+    ids, lengths = tokenizer.encode_ended(batch["text"].to_pylist(), template.eos_token)
+    dtype, nothing = token_type(tokenizer.vocab_size), np.zeros(len(batch), np.int64)
     columns = {name: batch[name] for name in ("id", "source", "group", "split", "weight")}
     columns["num_bytes"] = pc.binary_length(batch["text"]).cast(pa.int64())
     columns["cut_tokens"] = numbers(nothing)
-    columns["tokens"] = lists(np.concatenate([part for ids in found for part in (ids, end)]), lengths)
+    columns["tokens"] = lists(ids.astype(dtype), lengths)
     columns["spans"] = lists(np.stack([nothing, lengths], axis=1).reshape(-1), nothing + 2)
-    return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
+    schema = tokenized_schema(dtype)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 @lru_cache(maxsize=1)

@@ -36,25 +36,30 @@ if TYPE_CHECKING:
 ROW_GROUP_ROWS = 65_536
 DROPPED_FILE = "dropped.jsonl"
 
-TOKENIZED_SCHEMA = pa.schema(
-    [DOCUMENTS_SCHEMA.field(name) for name in ("id", "source", "group", "split", "weight", "num_bytes")]
-    + [("cut_tokens", pa.int64())]
-    + [("tokens", pa.large_list(pa.uint32())), ("spans", pa.large_list(pa.int64()))]
-)
-"""Tokenized documents as a table: spans lie flat, start and end by turns."""
+TOKENIZED_COLUMNS = ("id", "source", "group", "split", "weight", "num_bytes", "cut_tokens", "tokens", "spans")
 
 
-def tokenized_table(documents: Sequence[TokenizedDocument]) -> pa.Table:
-    columns = {
-        name: column([getattr(document, name) for document in documents], TOKENIZED_SCHEMA.field(name).type)
-        for name in TOKENIZED_SCHEMA.names[:-2]
-    }
-    columns["tokens"] = joined([document.tokens for document in documents], np.uint32)
-    columns["spans"] = joined([document.spans.reshape(-1) for document in documents], np.int64)
-    return pa.Table.from_arrays([columns[name] for name in TOKENIZED_SCHEMA.names], schema=TOKENIZED_SCHEMA)
+def tokenized_schema(dtype: np.dtype[Any]) -> pa.Schema:
+    """Tokenized documents as a table: spans lie flat, start and end by turns."""
+    lists_of = {"cut_tokens": pa.int64(), "tokens": pa.large_list(pa.from_numpy_dtype(dtype))}
+    lists_of["spans"] = pa.large_list(pa.int64())
+    return pa.schema(
+        [(name, lists_of.get(name) or DOCUMENTS_SCHEMA.field(name).type) for name in TOKENIZED_COLUMNS]
+    )
 
 
-def joined(arrays: Sequence[np.ndarray], dtype: type) -> pa.LargeListArray:
+def tokenized_table(documents: Sequence[TokenizedDocument], dtype: np.dtype[Any]) -> pa.Table:
+    schema = tokenized_schema(dtype)
+    columns = [
+        column([getattr(document, name) for document in documents], schema.field(name).type)
+        for name in TOKENIZED_COLUMNS[:-2]
+    ]
+    tokens = joined([document.tokens for document in documents], dtype)
+    spans = joined([document.spans.reshape(-1) for document in documents], np.dtype(np.int64))
+    return pa.Table.from_arrays([*columns, tokens, spans], schema=schema)
+
+
+def joined(arrays: Sequence[np.ndarray], dtype: np.dtype[Any]) -> pa.LargeListArray:
     values: np.ndarray = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
     return lists(values, np.array([*map(len, arrays)], np.int64))
 
@@ -133,10 +138,10 @@ class TokenWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def write(self, document: TokenizedDocument) -> None:
-        self.append(tokenized_table([document]))
+        self.append(tokenized_table([document], self.dtype))
 
     def append(self, documents: pa.Table) -> None:
-        """Writes documents of `TOKENIZED_SCHEMA`, in their order."""
+        """Writes documents of a `tokenized_schema`, in their order."""
         lengths = list_lengths(documents["tokens"])
         with writing_to(self.folder):
             start = 0
@@ -231,7 +236,7 @@ class ShardFile:
         self, tokens: np.ndarray, lengths: np.ndarray, spans: np.ndarray, span_counts: np.ndarray
     ) -> None:
         """Documents laid end to end: their tokens, and how many tokens and spans each has."""
-        self.file.write(tokens.astype(self.dtype).tobytes())
+        self.file.write(np.ascontiguousarray(tokens, self.dtype).data)
         self.num_tokens += len(tokens)
         self.lengths.append(lengths)
         self.span_counts.append(span_counts)

@@ -6,7 +6,7 @@ Each states on which tokenizers it may stand in; for all others there is none.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ class Encoder:
     name: str
     encode: Callable[[str], np.ndarray | None]
     """None for a text that is beyond it. Raises UnicodeEncodeError on a lone surrogate."""
+    encode_ended: Callable[[Sequence[str], str], np.ndarray | None] | None = None
+    """The ids of many texts at once, each followed by that of a special token; None if it can't be sure."""
 
 
 def pre_tokenizer() -> Any:
@@ -184,7 +186,8 @@ def merges_of(
     ranks = ranks_of(description["model"], vocabulary)
     if not all(bytes([byte]) in ranks for byte in range(256)):
         return None
-    return tiktoken_encoder(pattern, ranks, vocabulary, form, reference)
+    names = [token["content"] for token in description["added_tokens"]]
+    return tiktoken_encoder(pattern, ranks, vocabulary, form, reference, names)
 
 
 def pattern_of(part: dict[str, Any] | None) -> str | None:
@@ -283,15 +286,20 @@ def tiktoken_encoder(
     vocabulary: Vocabulary,
     form: str | None,
     reference: tokenizers.Tokenizer,
+    names: Sequence[str],
 ) -> Encoder:
     # With no name at all to look for it would look at each character.
-    searched = vocabulary.verbatim or vocabulary.special
     encoding = tiktoken.Encoding(
-        "nima", pat_str=fast_form(pattern), mergeable_ranks=ranks, special_tokens=searched
+        "nima",
+        pat_str=fast_form(pattern),
+        mergeable_ranks=ranks,
+        special_tokens=vocabulary.special | vocabulary.verbatim,
     )
     allowed = frozenset(vocabulary.verbatim)
 
-    def encode(text: str) -> np.ndarray | None:
+    def encode(text: str, allowed: frozenset[str] = allowed) -> np.ndarray | None:
+        if form and not (text.isascii() or reference.normalizer.normalize_str(text) == text):
+            return None
         try:
             return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         except UnicodeEncodeError:
@@ -299,8 +307,16 @@ def tiktoken_encoder(
         except ValueError:  # its regular expressions give up on runs of hundreds of thousands of blanks
             return None
 
-    def encode_in_form(text: str) -> np.ndarray | None:
-        is_in_form = text.isascii() or reference.normalizer.normalize_str(text) == text
-        return encode(text) if is_in_form else None
+    def encode_ended(texts: Sequence[str], end: str) -> np.ndarray | None:
+        joined = end.join([*texts, ""])
+        if joined.count(end) != len(texts) or not stands_apart(end, names):
+            return None
+        return encode(joined, allowed | {end})
 
-    return Encoder("tiktoken", encode_in_form if form else encode)
+    return Encoder("tiktoken", encode, encode_ended)
+
+
+def stands_apart(name: str, names: Iterable[str]) -> bool:
+    """Whether this name of an added token is found wherever it is put between texts, and only there."""
+    repeats = any(name[-n:] == name[:n] for n in range(1, len(name)))
+    return not repeats and not any(overlap(name, other) for other in names if other != name)

@@ -7,6 +7,7 @@ same ids, something faster encodes: tiktoken from the same merges, or a table.
 import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,19 @@ class Tokenizer:
         shares = [texts[start : start + 64] for start in range(0, len(texts), 64)]
         with ThreadPoolExecutor(threads) as pool:
             return list(itertools.chain.from_iterable(pool.map(self.encode_many, shares)))
+
+    def encode_ended(self, texts: Sequence[str], end: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts as one array, each text followed by the special token `end`; uint32.
+
+        And int64: how many each has, that token included.
+        """
+        number, encode = self.special_ids[end], self._encoder and self._encoder.encode_ended
+        with suppress(UnicodeEncodeError):  # by itself the text is named
+            ids = encode(texts, end) if encode and texts else None
+            if ids is not None:
+                return ids, np.diff(np.flatnonzero(ids == number), prepend=-1)
+        found = [np.append(ids, np.uint32(number)) for ids in self.encode_many(texts)]
+        return np.concatenate([np.zeros(0, np.uint32), *found]), np.array([*map(len, found)], np.int64)
 
     def _encode(self, text: str) -> np.ndarray:
         try:

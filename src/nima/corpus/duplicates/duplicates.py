@@ -43,4 +43,4 @@ def has_trailing_space(text: str) -> bool:
     """Most texts have none, and need not be taken apart. Searches for fixed texts are the fastest."""
     if any(map(text.__contains__, RARE_ASCII_SPACES if text.isascii() else RARE_SPACES)):
         return TRAILING_SPACE.search(text) is not None
-    return " \n" in text or "\t\n" in text or text.endswith((" ", "\t"))
+    return " \n" in text or ("\t" in text and "\t\n" in text) or text.endswith((" ", "\t"))

@@ -99,10 +99,11 @@ class JsonParser:
             raise Malformed("huge_number", "a number of thousands of digits") from None
         if self.flaws:
             raise Malformed(*self.flaws[0])
-        # Each level opens a bracket: few brackets need no closer look.
-        brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and depth(text, start, end) > MAX_DEPTH:
-            raise too_deep()
+        if holds_containers(value):
+            # Each level opens a bracket: few brackets need no closer look.
+            brackets = text.count("[", start, end) + text.count("{", start, end)
+            if brackets > MAX_DEPTH and depth(text, start, end) > MAX_DEPTH:
+                raise too_deep()
         return value, end
 
     def items(self, text: str, start: int, *, is_all: bool) -> Iterator[Item]:
@@ -199,6 +200,12 @@ def malformed(message: str, position: int) -> Malformed:
 
 def too_deep() -> Malformed:
     return Malformed("too_deep", f"brackets nested deeper than {MAX_DEPTH}")
+
+
+def holds_containers(value: Any) -> bool:
+    """Whether an object or an array holds another one."""
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(member, (dict, list)) for member in members)
 
 
 def skip_space(text: str, position: int) -> int:
