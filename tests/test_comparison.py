@@ -160,7 +160,6 @@ def comparison_of(project: Project, *names: str) -> Comparison:
     return compared([Side(revision, [revision, *known_repeats(revision).values()]) for revision in found])
 
 
-@pytest.mark.xdist_group("comparison")
 def test_one_run_each_is_compared_and_the_noise_is_unknown(
     there: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +181,6 @@ def test_one_run_each_is_compared_and_the_noise_is_unknown(
         assert "noise is unknown" in tab.inner_text("body")
 
 
-@pytest.mark.xdist_group("comparison")
 def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     there: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +209,6 @@ def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     assert "±" in printed.out
 
 
-@pytest.mark.xdist_group("comparison")
 def test_a_killed_comparison_loses_nothing_and_goes_on(
     there: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +228,6 @@ def test_a_killed_comparison_loses_nothing_and_goes_on(
     assert set(known_repeats(short)) == {2, 3}
 
 
-@pytest.mark.xdist_group("comparison")
 def test_a_repeat_that_fails_names_its_seed_and_its_log(
     there: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
