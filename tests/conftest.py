@@ -155,16 +155,16 @@ def create_project(path: Path) -> Project:
 
 
 # The files that take longest, so that workers end together: one of a minute must not begin last.
-SLOWEST = (
+SLOWEST = (  # of test_NAME.py
     "pipeline zero resume_processes resume processes comparison ci observation tuning sharing verification "
     "training trackers experiments ci_trouble micro_batch remotes compilation launch preflight report"
-).split()
+)
 # They share what starts slowly: a team's history and data, a server of objects, a cluster of Ray.
 TOGETHER = (("ci", "ci_trouble"), ("sharing", "remotes"), ("parallel", "tokens", "prepare"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {f"test_{name}.py": number for number, name in enumerate(SLOWEST)}
+    place = {f"test_{name}.py": number for number, name in enumerate(SLOWEST.split())}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
