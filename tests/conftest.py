@@ -225,6 +225,13 @@ def project(finished_project: Project, tmp_path: Path) -> Project:
     return finished_project.copy_to(tmp_path / "project")
 
 
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Nima starts in this process, DVC and its stages, starts as in `Project.run`."""
+    monkeypatch.setattr(sys, "executable", str(warm_programs() / "python"))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+
 def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     os.killpg(process.pid, number)
 

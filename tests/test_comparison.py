@@ -22,6 +22,8 @@ from nima.reports.repeats import known_repeats, missing_seeds, repeat
 from nima.repository.revisions import Revision
 from nima.results_commands import compare
 
+PYTHON = sys.executable  # the true one: what is killed must be the parent of what it started
+
 
 @dataclass
 class Run:
@@ -145,7 +147,7 @@ def runs(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def there(runs: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def there(runs: Project, monkeypatch: pytest.MonkeyPatch, warm: None) -> Project:
     """The project, with this process in its folder and environment."""
     monkeypatch.chdir(runs.path / "docs")
     for key in [key for key in os.environ if key.startswith(("DVC_", "GIT_", "NIMA_"))]:
@@ -214,7 +216,7 @@ def test_a_killed_comparison_loses_nothing_and_goes_on(
 ) -> None:
     short = Revision.find(there.path, "short")
     first = missing_seeds(short, 3)[0]
-    command = [sys.executable, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
+    command = [PYTHON, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     folder = there.path / ".nima" / "repeats" / short.commit[:12]
     while not list(folder.glob("project/.nima/checkpoints/*/step-*/manifest.json")):

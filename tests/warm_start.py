@@ -49,7 +49,7 @@ SETTINGS = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 # What libraries read when they are loaded: with other values a program must be fresh.
-READ_AT_IMPORT = ("OMP_", "GOMP_", "KMP_", "MKL_", "LD_", "TORCH", "MPL", "PYTHON")
+READ_AT_IMPORT = ("OMP_", "GOMP_", "KMP_", "MKL_", "LD_", "TORCH_", "MPL", "PYTHON")
 BEGUN_WITH = dict(os.environ)
 ELSEWHERE = ("PYTHONPATH",)  # taken over by `become`
 CLIENT = Path(__file__).with_name("warm_client.py")
