@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tracker_readers import READERS
 
 STEPS = 60
 # As DVC starts it, without the seconds that DVC takes.
-STAGE = (sys.executable, "-m", "stages.train")
+STAGE = ("python", "-m", "stages.train")
 
 
 def untrained(project: Project) -> Project:
