@@ -26,7 +26,7 @@ repro: $(READY) ## run the pipeline: prepare, tokenize, split, train, evaluate, 
 	dvc repro
 
 test: $(READY) ## run all tests
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2
 
 lint: $(READY) ## ruff's checks and format, and the type checker
 	ruff check .

@@ -10,8 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from ruamel.yaml import YAML
+from warm_start import warm_programs
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+# A busy machine is not a failure.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -40,7 +48,7 @@ class Project:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        foreign = ("DVC_", "GIT_", "NIMA_")
+        foreign = ("DVC_", "GIT_", "NIMA_", "PYTHONDONTWRITEBYTECODE")
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)} | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_SITE_CACHE_DIR": str(path.parent / "site-cache"),
@@ -54,9 +62,15 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    @property
+    def warm_env(self) -> dict[str, str]:
+        """With `dvc` and `python` that start faster, though not as children of whoever starts them."""
+        return self.env | {"PATH": f"{warm_programs()}{os.pathsep}{self.env['PATH']}"}
+
+    def run(self, *command: str, check: bool = True, warm: bool = True) -> subprocess.CompletedProcess[str]:
+        env = self.warm_env if warm else self.env
         done = subprocess.run(
-            command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.path, env=env, capture_output=True, text=True, timeout=300, check=False
         )
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
@@ -65,7 +79,7 @@ class Project:
         return self.run("dvc", *arguments, check=check)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """In a process group of its own, its output readable while it runs."""
+        """A true program in a process group of its own, its output readable while it runs."""
         return subprocess.Popen(
             command,
             cwd=self.path,
@@ -139,20 +153,37 @@ def create_project(path: Path) -> Project:
     project = Project(path)
     source = {"name": "notes", "path": "data/raw/notes", "glob": "**/*.md"}
     project.set_params(SMALL | {"prepare": {"sources": [source], "quality": {"min_chars": 20}}})
-    project.run(sys.executable, "-m", "nima.provision")
+    project.run("python", "-m", "nima.provision")
     project.run("git", "init", "-q", "-b", "main")
     project.commit("A small project")
     return project
 
 
-@pytest.hookimpl(tryfirst=True)
+# The files that take longest, so that workers end together: one of a minute must not begin last.
+SLOWEST = (  # of test_NAME.py
+    "pipeline zero resume_processes resume processes comparison ci observation tuning sharing verification "
+    "training trackers experiments ci_trouble micro_batch remotes compilation launch preflight report"
+)
+# They share what starts slowly: a team's history and data, a server of objects, a cluster of Ray.
+TOGETHER = (("ci", "ci_trouble"), ("sharing", "remotes"), ("parallel", "tokens", "prepare"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what their module sets up once go to one worker: else each worker would set it up."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        shares = any(found[-1].scope == "module" for found in fixtures)
-        if shares and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    place = {f"test_{name}.py": number for number, name in enumerate(SLOWEST.split())}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+class FileScheduling(LoadScopeScheduling):
+    """One worker runs a whole file, which sets up once what its tests share; or the files of one group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = nodeid.partition("::")[0].rpartition("/")[2].removeprefix("test_").removesuffix(".py")
+        return next((names[0] for names in TOGETHER if name in names), name)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling:
+    config.option.loadscopereorder = False  # by the number of tests: the order above is better
+    return FileScheduling(config, log)
 
 
 def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Project:
@@ -197,6 +228,13 @@ def tried_project(finished_project: Project, tmp_path_factory: pytest.TempPathFa
 def project(finished_project: Project, tmp_path: Path) -> Project:
     """A copy of the finished project, to change at will."""
     return finished_project.copy_to(tmp_path / "project")
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Nima starts in this process, DVC and its stages, starts as in `Project.run`."""
+    monkeypatch.setattr(sys, "executable", str(warm_programs() / "python"))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
 
 def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:

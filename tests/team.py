@@ -204,7 +204,7 @@ def history(project: Project) -> list[str]:
 
 def run_ci(project: Project, *options: str) -> subprocess.CompletedProcess[str]:
     """As a runner does: no shell of a user's, nobody at the keyboard."""
-    env = {name: value for name, value in project.env.items() if name != "SHELL"} | {"CI": "true"}
+    env = {name: value for name, value in project.warm_env.items() if name != "SHELL"} | {"CI": "true"}
     return subprocess.run(
         [".ci/repro", *options],
         cwd=project.path,

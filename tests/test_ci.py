@@ -5,13 +5,11 @@ import re
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
 from conftest import Project
 from forge_server import forge
 from s3_server import S3Server
 from team import Team, change_note, history, push_commit, run_ci, stages_run
 
-pytestmark = pytest.mark.xdist_group("ci")
 pytest_plugins = ("team_fixtures",)
 STAGES = ["prepare", "tokenize", "split", "train", "evaluate", "generate_samples"]
 

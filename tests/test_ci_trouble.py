@@ -10,7 +10,6 @@ import pytest
 from conftest import Project, kill_group
 from team import Team, change_note, history, push_commit, run_ci, stages_run
 
-pytestmark = pytest.mark.xdist_group("ci")
 pytest_plugins = ("team_fixtures",)
 EXIT_STAGE_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 3
 

@@ -22,6 +22,8 @@ from nima.repository.revisions import Revision
 from nima.results_commands import compare
 from nima.workspace.errors import UserError
 
+PYTHON = sys.executable  # the true one: what is killed must be the parent of what it started
+
 
 @dataclass
 class Run:
@@ -145,7 +147,7 @@ def runs(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def there(runs: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def there(runs: Project, monkeypatch: pytest.MonkeyPatch, warm: None) -> Project:
     """The project, with this process in its folder and environment."""
     monkeypatch.chdir(runs.path / "docs")
     for key in [key for key in os.environ if key.startswith(("DVC_", "GIT_", "NIMA_"))]:
@@ -160,7 +162,6 @@ def comparison_of(project: Project, *names: str) -> Comparison:
     return compared([Side(revision, [revision, *known_repeats(revision).values()]) for revision in found])
 
 
-@pytest.mark.xdist_group("comparison")
 def test_one_run_each_is_compared_and_the_noise_is_unknown(
     there: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +183,6 @@ def test_one_run_each_is_compared_and_the_noise_is_unknown(
         assert "noise is unknown" in tab.inner_text("body")
 
 
-@pytest.mark.xdist_group("comparison")
 def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     there: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,13 +211,12 @@ def test_seeds_are_real_experiments_that_leave_the_workspace_alone(
     assert "±" in printed.out
 
 
-@pytest.mark.xdist_group("comparison")
 def test_a_killed_comparison_loses_nothing_and_goes_on(
     there: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Revision.find(there.path, "short")
     first = missing_seeds(short, 3)[0]
-    command = [sys.executable, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
+    command = [PYTHON, "-m", "nima.cli", "compare", "short", "short", "--seeds", "3"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     folder = there.path / ".nima" / "repeats" / short.commit[:12]
     while not list(folder.glob("project/.nima/checkpoints/*/step-*/manifest.json")):
@@ -231,7 +230,6 @@ def test_a_killed_comparison_loses_nothing_and_goes_on(
     assert set(known_repeats(short)) == {2, 3}
 
 
-@pytest.mark.xdist_group("comparison")
 def test_a_repeat_that_fails_names_its_seed_and_its_log(
     there: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

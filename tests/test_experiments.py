@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from tiny_project import create_tiny_project
 from nima.experiments import experiments
 from nima.experiments.experiments import Request, run, wait
 from nima.workspace.errors import ParamsError, UserError
+
+pytestmark = pytest.mark.usefixtures("warm")
+PYTHON = sys.executable  # the true one
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +184,7 @@ def kill_both_workers(project: Project, killed: list[int], then: Path) -> None:
 def test_killed_workers_cost_at_most_their_own_experiment(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sys, "executable", PYTHON)
     monkeypatch.setenv("UNTIL", str(tmp_path / "killed"))
     killed: list[int] = []
     killer = threading.Thread(target=kill_both_workers, args=(project, killed, tmp_path / "killed"))

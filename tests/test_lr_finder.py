@@ -69,7 +69,7 @@ def test_the_command_records_the_same_for_the_same_params_and_touches_no_output(
 
 def test_without_data_the_command_says_what_to_run(project: Project) -> None:
     shutil.rmtree(project.path / "data/tokens")
-    done = project.run(sys.executable, "-m", "nima.cli", "lr-find", check=False)
+    done = project.run("python", "-m", "nima.cli", "lr-find", check=False)
     assert done.returncode == 2
     assert "data/tokens" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tracker_readers import READERS
 
 STEPS = 60
 # As DVC starts it, without the seconds that DVC takes.
-STAGE = (sys.executable, "-m", "stages.train")
+STAGE = ("python", "-m", "stages.train")
 
 
 def untrained(project: Project) -> Project:
@@ -153,7 +152,7 @@ def test_each_part_that_was_long_enough_has_a_profile(watched: tuple[Project, st
 def test_later_stages_give_their_figures_and_texts_to_the_run(watched: tuple[Project, str]) -> None:
     project, _ = watched
     for stage in ("evaluate", "generate_samples"):
-        project.run(sys.executable, "-m", f"stages.{stage}")
+        project.run("python", "-m", f"stages.{stage}")
     points, run = READERS["tensorboard"](project.path / ".nima/trackers/tensorboard")
     assert run["names"] == [records(project)[0]["name"]]
     assert run["texts"]["samples"] == project.read("data/samples/samples.md")

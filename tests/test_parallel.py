@@ -143,7 +143,6 @@ def test_workers_end_with_a_killed_owner(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- Ray
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_ray_cluster_gives_the_same_results_and_outlives_a_killed_worker(
     cluster: tuple[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +161,6 @@ def test_a_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_ray_address_where_nothing_answers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -335,7 +335,6 @@ def test_a_source_declares_the_split_and_the_group_of_its_documents(raw: Path) -
     assert documents()["a.md"].split == "test"
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_ray_cluster_gives_the_same_bytes(
     records: Path, cluster: tuple[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ All scenarios run one after the other in the same few processes, which are start
 what came out.
 """
 
+import gc
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import torch
 from test_training import (
     BLOCK,
+    STEPS,
     Attempt,
     Killed,
     Rows,
@@ -41,7 +43,7 @@ from nima.workspace import runtime
 from nima.workspace.errors import Interrupted, NonFiniteError, UserError
 from nima.workspace.params import Params, RunParams
 from nima.workspace.params.params_file import load
-from nima.workspace.runtime import Place, Runtime
+from nima.workspace.runtime import Place, Runtime, compute_deterministically
 
 # Weights and losses of fp32 runs that differ in the order of sums only.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
@@ -63,6 +65,7 @@ class Share:
         model_changes = {key: changes.pop(key) for key in ("dropout", "tied", "overflow") if key in changes}
         self.folder, self.processes = folder, processes
         self.recomputes = changes.pop("recomputes", False)
+        self.save_every_steps = changes.pop("save_every_steps", 2)
         self.settings = settings_of(**{"log_every_steps": 1} | changes)
         self.model = model_of(**model_changes)
         self.lines: list[str] = []
@@ -75,7 +78,9 @@ class Share:
         batches = batches_of(self.settings)
         scorer = replace(scorer_of(self.settings), processes=self.processes)
         settings = RunParams(
-            save_every_steps=2, save_every_seconds=None, activation_checkpointing=self.recomputes
+            save_every_steps=self.save_every_steps,
+            save_every_seconds=None,
+            activation_checkpointing=self.recomputes,
         )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open_run(self.folder, {}, keep=2) if first else nullcontext(NoFolder()) as folder, progress:
@@ -143,7 +148,8 @@ def changes_of(recipe: str, *, divided: bool) -> dict[str, Any]:
 
 def whole_runs(folder: Path, processes: Processes) -> None:
     for name in RECIPES:
-        share = Share(folder / name, processes, **changes_of(name, divided=not processes.has_all))
+        changes = changes_of(name, divided=not processes.has_all)
+        share = Share(folder / name, processes, **changes, save_every_steps=STEPS)
         share.leave(share.go())
 
 
@@ -201,7 +207,7 @@ SCENARIOS: list[tuple[str, Callable[[Path, Processes], None], int]] = [
 
 def play(rank: int, folder: Path, ports: list[int]) -> None:
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    compute_deterministically()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -211,6 +217,12 @@ def play(rank: int, folder: Path, ports: list[int]) -> None:
             os.environ["MASTER_PORT"] = str(port)
             with joined(runtime_of(rank, count, sharding), torch.device("cpu")) as processes:
                 scenario(folder / f"{sharding}-{scenario.__name__}-{count}", processes)
+
+
+def forked(_: int, play: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """In a process that has imported everything and computed nothing: its forks need not import it again."""
+    gc.freeze()  # nor look through it for garbage
+    torch.multiprocessing.start_processes(play, arguments, nprocs=count, start_method="fork")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +235,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stores = [
         torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in SCENARIOS
     ]
-    torch.multiprocessing.spawn(play, (folder, [store.port for store in stores]), nprocs=3)
+    torch.multiprocessing.spawn(forked, (play, (folder, [store.port for store in stores]), 3), nprocs=1)
     return folder
 
 

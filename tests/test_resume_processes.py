@@ -9,6 +9,8 @@ import pytest
 from conftest import Project
 from test_resume import run_until_step, trained, untrained, wait_until_gone  # noqa: F401
 
+SHORT = {"max_steps": 25, "validate_every_steps": 10}
+
 
 def worker_of(project: Project, rank: int) -> int:
     for process in psutil.process_iter(["cmdline", "cwd"]):
@@ -34,7 +36,7 @@ def test_two_processes_killed_and_stopped_end_in_the_bytes_of_a_whole_run(
     sharding: str,
     optimizer: str,
 ) -> None:
-    untrained.set_params({"training": {"optimizer": optimizer}})
+    untrained.set_params({"training": SHORT | {"optimizer": optimizer}})
     untrained.env |= {"NIMA_PROCESSES": "2", "NIMA_SHARDING": sharding}
     whole = untrained.dvc("repro", "train")
     assert "with 2 processes of 1 threads each" in whole.stderr
@@ -45,9 +47,9 @@ def test_two_processes_killed_and_stopped_end_in_the_bytes_of_a_whole_run(
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
-        if line.startswith("step 22/") and line[:8] not in (before[:8] for before in seen):
+        if line.startswith("step 9/") and line[:7] not in (before[:7] for before in seen):
             os.kill(worker_of(untrained, 1), signal.SIGKILL)
-        if line.startswith("step 41/"):
+        if line.startswith("step 18/"):
             os.killpg(process.pid, signal.SIGTERM)
             break
         seen.append(line)
@@ -61,7 +63,7 @@ def test_two_processes_killed_and_stopped_end_in_the_bytes_of_a_whole_run(
     assert "\n  train:\n" not in untrained.read("dvc.lock")
 
     done = untrained.dvc("repro", "train")
-    assert "continuing after step 4" in done.stderr
+    assert "continuing after step 1" in done.stderr
     assert "begun with" not in done.stderr
     assert trained(untrained) == expected
 
@@ -75,7 +77,8 @@ def test_a_batch_that_cannot_be_divided_stops_before_anything_starts(untrained: 
 
 
 def test_a_run_of_one_process_goes_on_in_two_and_says_so(untrained: Project) -> None:  # noqa: F811
-    run_until_step(untrained, 40, signal.SIGTERM)
+    untrained.set_params({"training": SHORT})
+    run_until_step(untrained, 12, signal.SIGTERM)
     wait_until_gone(untrained)
     untrained.env |= {"NIMA_PROCESSES": "2", "NIMA_SHARDING": "fsdp"}
     done = untrained.dvc("repro", "train")

@@ -4,13 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import Project
 from guides import blocks, follow, with_names
 from s3_server import S3Server
 from team import Team, history, push_commit
 
-pytestmark = pytest.mark.xdist_group("s3")
 pytest_plugins = ("team_fixtures",)
 ADDRESS = "https://git.example.com/acme/nima.git"
 TICKETS = "https://git.example.com/acme/tickets.git"

@@ -394,7 +394,6 @@ def test_the_stage_gives_the_same_bytes_from_several_workers_and_after_an_interr
     assert len(encoded) == num_stretches + 1, "finished stretches are encoded once"
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_ray_cluster_tokenizes_to_the_same_bytes(
     project: Path, cluster: tuple[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None) -> Project:
     project = recorded.copy_to(tmp_path / "project")
     for key in [key for key in os.environ if key.startswith(("DVC_", "GIT_", "NIMA_"))]:
         monkeypatch.delenv(key)

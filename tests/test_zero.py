@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import CLOSE, Share, assert_close, last_only, params_of, runtime_of, state_in
-from test_training import BLOCK, Killed, StopAt
+from test_processes import CLOSE, Share, assert_close, forked, last_only, params_of, runtime_of, state_in
+from test_training import BLOCK, STEPS, Killed, StopAt
 
 from nima.network.tensors import read_tensors
 from nima.processes import ALONE, Processes, joining
 from nima.processes.joining import KINDS, joined, num_processes
 from nima.workspace.errors import Interrupted, UserError
+from nima.workspace.runtime import compute_deterministically
 
 # Weights of runs whose matrix products round.
 LOOSE, NEAR = {"rtol": 5e-2, "atol": 5e-2}, {"rtol": 1e-2, "atol": 1e-4}
@@ -53,7 +54,7 @@ NOT_FINITE: dict[str, dict[str, Any]] = {
 
 def whole_runs(folder: Path, processes: Processes) -> None:
     for name in RECIPES_OF[folder.parent.name]:
-        share = Share(folder / name, processes, **ADAMW | RECIPES[name])
+        share = Share(folder / name, processes, **ADAMW | RECIPES[name], save_every_steps=STEPS)
         share.leave(share.go())
 
 
@@ -99,7 +100,7 @@ SCENARIOS = {"zero1": EXACT, "zero2": (*EXACT, skipped), "zero3": (*EXACT, recom
 
 def play(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    compute_deterministically()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -117,7 +118,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(Interrupted):
             Share(folder / stage / "continued" / "run", ALONE, **ADAMW).go(StopAt(poll=12))
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(play, (folder, store.port), nprocs=2)
+    torch.multiprocessing.spawn(forked, (play, (folder, store.port), 2), nprocs=1)
     return folder
 
 
