@@ -29,7 +29,7 @@ CORPUS_BYTES = 64_000_000
 BLOCK_TOKENS = 256
 VOCAB_SIZE = 16_384
 MEMORY_BYTES = (500_000_000, 5_000_000_000)
-PARTS = ("prepare", "tokenize", "split", "plan")
+PARTS = ("prepare", "tokenize", "plan")
 
 
 def texts() -> list[str]:
@@ -51,52 +51,40 @@ def corpus(path: Path, num_bytes: int) -> Path:
 
 # ------------------------------------------------------------------------------------------- the two paths
 
-# Each runs in a process of its own: FOLDER holds corpus.jsonl and tokenizer/.
+# Each runs in a process of its own: FOLDER holds corpus.jsonl and tokenizer/. Nima's takes the parts to run.
 NIMA = """
 import sys
 from pathlib import Path
 from nima import batches
-from nima.encoding import encoding
-from nima.dataset import splits
-from nima.workspace import runtime
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
-from nima.parallel import workers
-from nima.workspace.params import PrepareParams, TokenizeParams
-from nima.encoding.token_writer import TokenWriter
-from nima.tokenizer import Tokenizer
+from nima.dataset import splits
 from nima.dataset.tokens import Tokens
+from nima.encoding.encoding import write_tokens
+from nima.encoding.token_writer import TokenWriter
+from nima.parallel import workers
+from nima.tokenizer import Tokenizer
+from nima.workspace import runtime
+from nima.workspace.params import PrepareParams, TokenizeParams
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    begin = (folder / "part").write_text
-    begin("prepare")
+def prepare(folder, hands):
     source = {"name": "corpus", "path": str(folder / "corpus.jsonl")}
     settings = PrepareParams.model_validate({"sources": [source], "quality": {"min_chars": 40}})
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    with workers(runtime.load(folder)) as hands:
-        with rejection_writer(folder / "rejected") as refused, document_writer(folder / "documents") as kept:
-            collection = Collection(
-                settings, folder=scratch / "prepare", packages=folder, downloads=folder, code=""
-            )
-            collection.write(hands, kept, refused)
-        begin("tokenize")
-        tokenizer = Tokenizer.load(folder / "tokenizer")
-        (scratch / "tokenize").mkdir(exist_ok=True)
-        with TokenWriter(folder / "tokens", tokenizer.vocab_size, 500_000_000) as writer:
-            encoding.write_tokens(
-                folder / "documents",
-                folder / "tokenizer",
-                TokenizeParams(kind="bpe", vocab_size=16384),
-                scratch / "tokenize",
-                hands,
-                writer,
-            )
-    begin("split")
-    tokens = Tokens.open(folder / "tokens")
+    scratch = folder / "scratch" / "prepare"
+    with rejection_writer(folder / "rejected") as refused, document_writer(folder / "documents") as kept:
+        collection = Collection(settings, folder=scratch, packages=folder, downloads=folder, code="")
+        collection.write(hands, kept, refused)
+
+def tokenize(folder, hands):
+    scratch, settings = folder / "scratch" / "tokenize", TokenizeParams(kind="bpe", vocab_size=16384)
+    scratch.mkdir(parents=True, exist_ok=True)
+    vocab_size = Tokenizer.load(folder / "tokenizer").vocab_size
+    with TokenWriter(folder / "tokens", vocab_size, 500_000_000) as writer:
+        write_tokens(folder / "documents", folder / "tokenizer", settings, scratch, hands, writer)
+
+def plan(folder, hands):
+    tokens, tokenizer = Tokens.open(folder / "tokens"), Tokenizer.load(folder / "tokenizer")
     parts = splits.assign(tokens.groups, 0, (0.9, 0.05, 0.05))
-    begin("plan")
     plan = batches.training_batches(
         tokens,
         parts["train"],
@@ -108,6 +96,13 @@ if __name__ == "__main__":
         end_of_text=tokenizer.end_of_text,
     )
     print(tokens.num_tokens, plan.batch(0).ids.shape)
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    (folder / "scratch").mkdir(exist_ok=True)
+    with workers(runtime.load(folder)) as hands:
+        for part in sys.argv[2:]:
+            globals()[part](folder, hands)
 """
 HUGGING_FACE = """
 import sys
@@ -137,10 +132,8 @@ if __name__ == "__main__":
 """
 
 
-def started_path(code: str, folder: Path) -> subprocess.Popen[bytes]:
-    """One path as a new process. What an earlier one left is removed before."""
-    for name in ("hf", "scratch", "documents", "rejected", "tokens"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def started(code: str, folder: Path, *parts: str) -> subprocess.Popen[bytes]:
+    """A path, or parts of it, as a new process."""
     script = folder / "path.py"
     script.write_text(code, encoding="utf-8")
     environment = os.environ | {
@@ -150,16 +143,24 @@ def started_path(code: str, folder: Path) -> subprocess.Popen[bytes]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile Nima's modules anew
-    return subprocess.Popen([sys.executable, script, folder], env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, script, folder, *parts]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def seconds_of(code: str, folder: Path) -> float:
+def clear(folder: Path) -> None:
+    """Remove what an earlier path left."""
+    for name in ("hf", "scratch", "documents", "rejected", "tokens"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def seconds_of(code: str, folder: Path, *parts: str) -> float:
     """From a new process to its first batch."""
-    started = time.perf_counter()
-    with started_path(code, folder) as process:
+    clear(folder)
+    begun = time.perf_counter()
+    with started(code, folder, *parts) as process:
         pass
     assert process.returncode == 0
-    return time.perf_counter() - started
+    return time.perf_counter() - begun
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -172,7 +173,7 @@ def train_tokenizer(folder: Path) -> None:
 def speed(folder: Path) -> None:
     path = corpus(folder / "corpus.jsonl", CORPUS_BYTES)
     megabytes = path.stat().st_size / 1e6
-    pairs = [(seconds_of(NIMA, folder), seconds_of(HUGGING_FACE, folder)) for _ in range(RUNS)]
+    pairs = [(seconds_of(NIMA, folder, *PARTS), seconds_of(HUGGING_FACE, folder)) for _ in range(RUNS)]
     ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(second / first for first, second in pairs)
     print("| JSONL to batches | s | MB/s |\n|---|---|---|")
@@ -194,22 +195,22 @@ def resident_bytes(process: psutil.Process) -> int:
 
 
 def peaks_of(folder: Path) -> tuple[dict[str, int], float]:
-    """Peak bytes of each part of Nima's path, and its seconds."""
-    started, peaks = time.perf_counter(), dict.fromkeys(PARTS, 0)
-    (folder / "part").write_text(PARTS[0])
-    with started_path(NIMA, folder) as process:
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            part = (folder / "part").read_text() or PARTS[0]
-            with contextlib.suppress(psutil.Error):
-                peaks[part] = max(peaks[part], resident_bytes(watched))
-            time.sleep(0.2)
-    assert process.returncode == 0
-    return peaks, time.perf_counter() - started
+    """Peak bytes of Nima's parts, a process each as in the pipeline, and the seconds of all."""
+    clear(folder)
+    begun, peaks = time.perf_counter(), dict.fromkeys(PARTS, 0)
+    for part in PARTS:
+        with started(NIMA, folder, part) as process:
+            watched = psutil.Process(process.pid)
+            while process.poll() is None:
+                with contextlib.suppress(psutil.Error):
+                    peaks[part] = max(peaks[part], resident_bytes(watched))
+                time.sleep(0.2)
+        assert process.returncode == 0
+    return peaks, time.perf_counter() - begun
 
 
 def memory(folder: Path) -> None:
-    print(f"| corpus, MB | {', MB | '.join(PARTS)}, MB | s |\n|---|---|---|---|---|---|", flush=True)
+    print(f"| corpus, MB | {', MB | '.join(PARTS)}, MB | s |\n|---|---|---|---|---|", flush=True)
     for num_bytes in MEMORY_BYTES:
         corpus(folder / "corpus.jsonl", num_bytes)
         peaks, seconds = peaks_of(folder)

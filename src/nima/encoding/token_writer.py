@@ -238,9 +238,9 @@ class ShardFile:
         """Documents laid end to end: their tokens, and how many tokens and spans each has."""
         self.file.write(np.ascontiguousarray(tokens, self.dtype).data)
         self.num_tokens += len(tokens)
-        self.lengths.append(lengths)
-        self.span_counts.append(span_counts)
-        self.spans.append(spans.astype(OFFSET))
+        self.lengths.append(halved(lengths))
+        self.span_counts.append(halved(span_counts))
+        self.spans.append(halved(spans))
 
     def finish(self) -> None:
         document_offsets, span_offsets = offsets_of(self.lengths), offsets_of(self.span_counts)
@@ -249,11 +249,16 @@ class ShardFile:
             file.write(document_offsets.tobytes())
             file.write(span_offsets.tobytes())
             for spans in self.spans:
-                file.write(spans.tobytes())
+                file.write(spans.astype(OFFSET).tobytes())
             counts = (self.num_tokens, len(document_offsets) - 1, int(span_offsets[-1]))
             file.seek(0)
             file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, *counts))
 
 
+def halved(values: np.ndarray) -> np.ndarray:
+    """The same numbers in 4 bytes each where they fit: they wait for the end of the shard."""
+    return values.astype(np.uint32) if values.max(initial=0) < 2**32 else values
+
+
 def offsets_of(lengths: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(1, OFFSET), np.cumsum(np.concatenate(lengths)).astype(OFFSET)])
+    return np.concatenate([np.zeros(1, OFFSET), np.cumsum(np.concatenate(lengths), dtype=OFFSET)])
