@@ -10,6 +10,9 @@ STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples
 
 # What they write is for people, trackers and logs, and in no stage's outputs.
 ONLY_TELLING = {"monitoring", "observation", "trackers"}
+# Packages that a cheap stage names whole though it executes a part: it runs once too often rather than cost
+# every `dvc repro` the look at each part.
+WHOLE = {"split": {"corpus"}, "generate_samples": {"workspace"}}
 
 
 def modules() -> dict[str, Path]:
@@ -87,7 +90,8 @@ def closure(stage: str) -> set[Path]:
             seen.add(module)
             waiting |= packages_of(module) | own_imports(MODULES[module])
     pages = {page for module in seen for page in pages_of(MODULES[module])}
-    return {MODULES[module] for module in seen} | pages | {start, ROOT / "stages" / "__init__.py"}
+    whole = {path for package in WHOLE.get(stage, ()) for path in (SOURCE / "nima" / package).rglob("*.py")}
+    return {MODULES[module] for module in seen} | pages | whole | {start, ROOT / "stages" / "__init__.py"}
 
 
 def in_whole_folders(files: set[Path]) -> set[Path]:

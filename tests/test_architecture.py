@@ -22,7 +22,7 @@ from stage_code import (
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
-    ("workspace", "scratch", "parallel", "columns", "hardware"),
+    ("workspace", "scratch", "parallel", "hardware"),
     ("corpus", "tokenizer", "conversation", "network"),
     (
         "dataset",
@@ -54,7 +54,7 @@ OWNERS = {
     "tokenizers": {"nima.tokenizer"},
     "tiktoken": {"nima.tokenizer"},
     "pyarrow": {
-        "nima.columns",
+        "nima.workspace.columns",
         "nima.corpus.document",
         "nima.corpus.outcomes",
         "nima.corpus.collection",

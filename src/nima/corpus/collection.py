@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nima.columns import array_of, column, numbers
 from nima.corpus import outcomes
 from nima.corpus.cleaning.boilerplate import shared_lines
 from nima.corpus.document import DOCUMENT_SCHEMA, REJECTION_SCHEMA, ShardWriter
@@ -28,6 +27,7 @@ from nima.corpus.portions import Portion, portions_of
 from nima.corpus.refinement import edge_lines, refined, shown
 from nima.corpus.sources.sources import files_of
 from nima.parallel import Workers
+from nima.workspace.columns import array_of, column, numbers
 from nima.workspace.params import PrepareParams, SourceParams
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from nima.columns import column, structs
 from nima.corpus.document import Message, Rejection
+from nima.workspace.columns import column, structs
 from nima.workspace.outputs import writing_to
 
 BATCH_ROWS = 1024

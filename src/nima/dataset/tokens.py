@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nima.columns import array_of
+from nima.workspace.columns import array_of
 from nima.workspace.errors import UserError
 
 MAGIC = b"NIMATOKS"

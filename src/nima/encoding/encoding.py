@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nima.columns import numbers
 from nima.conversation import Dropped
 from nima.conversation.documents import tokenized
 from nima.conversation.pieces import Layout
@@ -21,6 +20,7 @@ from nima.dataset.tokens import token_type
 from nima.encoding.token_writer import TokenWriter, lists, tokenized_schema, tokenized_table
 from nima.parallel import Workers
 from nima.tokenizer import Tokenizer
+from nima.workspace.columns import numbers
 from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to
 from nima.workspace.params import TokenizeParams

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nima.columns import array_of, column, numbers
 from nima.dataset.tokens import (
     DOCUMENTS_FILE,
     DOCUMENTS_SCHEMA,
@@ -28,6 +27,7 @@ from nima.dataset.tokens import (
     shard_name,
     token_type,
 )
+from nima.workspace.columns import array_of, column, numbers
 from nima.workspace.outputs import remove, writing_to
 
 if TYPE_CHECKING:
