@@ -1,7 +1,9 @@
 """Programs that tests start are what they would be: only sooner there."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,3 +78,33 @@ def test_it_ends_when_its_caller_is_killed(project: Project) -> None:
         assert program.pid != caller.pid
         caller.kill()
     program.wait(20)
+
+
+def test_it_outlives_callers_that_end_with_their_programs(project: Project) -> None:
+    # It is held until both are gone, so that it hears of both at once.
+    lines = ("import os, sys", "assert 'torch' in sys.modules", "server = os.getppid()")
+    ends = ("print(server, os.getpid(), flush=True)", "os.kill(server, 19)", "os.kill(os.getpid(), 9)")
+    (project.path / "stages/both.py").write_text("\n".join((*lines, *ends)))
+    command = ["python", "-m", "stages.both"]
+    caller = subprocess.Popen(
+        command, cwd=project.path, env=project.warm_env, stdout=subprocess.PIPE, text=True
+    )
+    assert caller.stdout is not None
+    server, program = map(int, caller.stdout.readline().split())
+    while psutil.Process(program).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    caller.kill()
+    caller.communicate()
+    os.kill(server, signal.SIGCONT)
+    assert project.run("python", "-m", "stages.ready", check=False).returncode == 0
+
+
+def test_it_outlives_callers_that_ask_for_nothing(project: Project) -> None:
+    address = Path(shutil.which("python", path=project.warm_env["PATH"]) or "").parent.parent / "socket"
+    for words in (b"", b"\n", b"\n{"):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(address))
+            if words:
+                socket.send_fds(caller, [words[:1]], [0, 1, 2])
+                caller.sendall(words[1:])
+    assert project.run("python", "-m", "stages.ready", check=False).returncode == 0

@@ -101,7 +101,9 @@ class Server:
 
     def accept(self, listener: socket.socket) -> dict[str, Any] | None:
         client, _ = listener.accept()
-        with client.makefile("rb") as file:
+        request, streams = None, []
+        # Whoever asked may be gone already.
+        with contextlib.suppress(OSError, ValueError), client.makefile("rb") as file:
             first, streams, _, _ = socket.recv_fds(client, 1, 3)
             request = json.loads(file.readline()) if first else None
         if request is None or not fits(request["environment"]):
@@ -127,6 +129,8 @@ class Server:
 
     def kill(self, client: socket.socket, child: int) -> None:
         """Whoever asked is gone."""
+        if client.fileno() < 0:  # and so is what was asked for: it was reported a moment ago
+            return
         self.selector.unregister(client)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
