@@ -13,7 +13,7 @@ from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.dataset import tokens as tokens_on_disk
 from nima.dataset.tokens import HEADER, Tokens, TokenShard
-from nima.encoding.token_writer import TokenWriter
+from nima.encoding.token_writer import TokenWriter, halved
 from nima.tokenizer import Tokenizer
 from nima.workspace import runtime
 from nima.workspace.errors import UserError
@@ -113,6 +113,12 @@ def test_a_shard_begins_before_the_document_that_would_not_fit(tmp_path: Path) -
         "dropped.jsonl",
         *(f"tokens-0000{number}.bin" for number in range(4)),
     ]
+
+
+def test_what_waits_for_the_shards_end_takes_four_bytes_where_it_fits() -> None:
+    assert halved(np.array([0, 2**32 - 1])).tolist() == [0, 2**32 - 1]
+    assert halved(np.array([0, 2**32 - 1])).itemsize == 4
+    assert halved(np.array([2**32])).tolist() == [2**32]
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
