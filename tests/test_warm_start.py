@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Project
+from warm_start import READ_AT_IMPORT
 
 TOLD = """
 import os, pathlib, sys
@@ -28,7 +29,8 @@ def project(tmp_path: Path) -> Project:
     until = time.monotonic() + 60
     (tmp_path / "stages/ready.py").write_text("import sys; sys.exit('torch' not in sys.modules)")
     while project.run("python", "-m", "stages.ready", check=False).returncode:
-        assert time.monotonic() < until, "the server does not answer"
+        values = {name: value for name, value in project.env.items() if name.startswith(READ_AT_IMPORT)}
+        assert time.monotonic() < until, f"the server does not answer, or other values are set: {values}"
     return project
 
 
@@ -50,6 +52,10 @@ def test_it_has_the_callers_folder_words_environment_streams_and_exit_code(proje
 
 def test_what_libraries_read_when_they_are_loaded_makes_it_a_fresh_one(project: Project) -> None:
     assert told(project, OMP_NUM_THREADS="2").stdout.endswith("a word typed False\n")
+
+
+def test_what_is_read_later_does_not(project: Project) -> None:
+    assert told(project, PYTHONBREAKPOINT="ray.util.rpdb.set_trace").stdout.endswith("a word typed True\n")
 
 
 def test_a_failure_is_told_as_python_tells_it(project: Project) -> None:

@@ -51,7 +51,8 @@ SETTINGS = {
 # What libraries read when they are loaded: with other values a program must be fresh.
 READ_AT_IMPORT = ("OMP_", "GOMP_", "KMP_", "MKL_", "LD_", "TORCH_", "MPL", "PYTHON")
 BEGUN_WITH = dict(os.environ)
-ELSEWHERE = ("PYTHONPATH",)  # taken over by `become`
+# `become` takes over the one; the other, which Ray leaves behind in whoever asks it, is read at a breakpoint.
+NOT_AT_IMPORT = ("PYTHONPATH", "PYTHONBREAKPOINT")
 CLIENT = Path(__file__).with_name("warm_client.py")
 
 
@@ -152,7 +153,7 @@ def fits(environment: dict[str, str]) -> bool:
         return {
             name: value
             for name, value in variables.items()
-            if name.startswith(READ_AT_IMPORT) and name not in ELSEWHERE
+            if name.startswith(READ_AT_IMPORT) and name not in NOT_AT_IMPORT
         }
 
     # The stages set it themselves.
