@@ -80,6 +80,7 @@ def closure(stage: str) -> set[Path]:
     """Every file of the project that `python -m stages.STAGE` executes.
 
     Those that only tell of a run are left out: what they do is in no output, and a change would train anew.
+    So is `stages/__init__.py`, which tests hold to what changes no result: all stages would name it.
     """
     start = ROOT / "stages" / f"{stage}.py"
     seen: set[str] = set()
@@ -91,7 +92,7 @@ def closure(stage: str) -> set[Path]:
             waiting |= packages_of(module) | own_imports(MODULES[module])
     pages = {page for module in seen for page in pages_of(MODULES[module])}
     whole = {path for package in WHOLE.get(stage, ()) for path in (SOURCE / "nima" / package).rglob("*.py")}
-    return {MODULES[module] for module in seen} | pages | whole | {start, ROOT / "stages" / "__init__.py"}
+    return {MODULES[module] for module in seen} | pages | whole | {start}
 
 
 def in_whole_folders(files: set[Path]) -> set[Path]:

@@ -1,6 +1,7 @@
 """The house keeps its shape: layers, owners of third-party packages, dependencies of stages."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,20 @@ def test_a_stage_depends_on_the_code_it_imports(stage: str) -> None:
     # name, may stand beside.
     deps = pipeline()["stages"][stage]["deps"]
     assert [dep for dep in deps if dep.startswith(("src/", "stages/"))] == code_of(stage), "make deps"
+
+
+def test_what_every_stage_executes_first_changes_no_result() -> None:
+    docstring, *statements = map(ast.unparse, tree_of(ROOT / "stages" / "__init__.py").body)
+    assert docstring.startswith(('"', "'"))
+    allowed = {
+        "import os",
+        "import sys",
+        "from pathlib import Path",
+        "os.environ.setdefault('GOMP_SPINCOUNT', 'N')",
+        "sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'src'))",
+    }
+    others = {re.sub(r"'\d+'", "'N'", statement) for statement in statements} - allowed
+    assert not others, f"no stage depends on stages/__init__.py: {others} belongs where dvc.yaml names it"
 
 
 @pytest.mark.parametrize("stage", STAGES)
