@@ -62,7 +62,7 @@ from nima.dataset import splits
 from nima.dataset.tokens import Tokens
 from nima.encoding.encoding import write_tokens
 from nima.encoding.token_writer import TokenWriter
-from nima.parallel import workers
+from nima.workers.parallel import workers
 from nima.tokenizer import Tokenizer
 from nima.workspace import runtime
 from nima.workspace.params import PrepareParams, TokenizeParams

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
-from nima.parallel import working
+from nima.workers.parallel import working
 from nima.workspace.errors import UserError
 from nima.workspace.metrics import write_metrics
 from nima.workspace.params import Params

@@ -9,8 +9,8 @@ from nima.dataset.splits import TrainingTexts, ratios_of
 from nima.dataset.tokens import Tokens
 from nima.encoding.encoding import write_tokens
 from nima.encoding.token_writer import TokenWriter
-from nima.parallel import working
 from nima.tokenizer import gate, tokenizer_of
+from nima.workers.parallel import working
 from nima.workspace.metrics import write_metrics
 from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime

@@ -23,7 +23,7 @@ from stage_code import (
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
-    ("workspace", "scratch", "parallel", "hardware"),
+    ("workspace", "workers", "hardware"),
     ("corpus", "tokenizer", "conversation", "network"),
     (
         "dataset",
@@ -67,7 +67,7 @@ OWNERS = {
     },
     "datasets": {"nima.corpus.sources.hub"},
     "qdrant_client": {"nima.corpus.sources.vectors"},
-    "ray": {"nima.parallel"},
+    "ray": {"nima.workers.parallel"},
     "sentencepiece": {"nima.tokenizer"},
     "selectolax": {"nima.corpus.formats.html"},
     "chardet": {"nima.corpus.formats.encodings"},

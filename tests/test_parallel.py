@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nima import parallel
-from nima.parallel import in_processes, in_this_process, on_ray
+from nima.workers import parallel
+from nima.workers.parallel import in_processes, in_this_process, on_ray
 from nima.workspace.errors import UserError
 
 PARTS = list(range(12))
@@ -54,7 +54,7 @@ def test_results_come_in_the_order_of_parts_from_several_processes() -> None:
 
 
 def own_environment(_: int) -> tuple[str | None, bool]:
-    return os.environ.get("NIMA_TEST_MOMENT"), "nima.parallel" in sys.modules
+    return os.environ.get("NIMA_TEST_MOMENT"), "nima.workers.parallel" in sys.modules
 
 
 def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_part_that_always_kills_its_worker_ends_in_one_line() -> None:
 
 OWNER = """
 import sys, time
-from nima.parallel import in_processes
+from nima.workers.parallel import in_processes
 if __name__ == "__main__":
     with in_processes(2) as workers:
         for _ in workers.map(time.sleep, [0.01, 0.01, 0.01, 60, 60]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nima.scratch import own_folder
+from nima.workers.scratch import own_folder
 from nima.workspace.errors import UserError
 
 

@@ -26,7 +26,7 @@ from nima.corpus.duplicates.similarity import near_duplicates, united_groups
 from nima.corpus.portions import Portion, portions_of
 from nima.corpus.refinement import edge_lines, refined, shown
 from nima.corpus.sources.sources import files_of
-from nima.parallel import Workers
+from nima.workers.parallel import Workers
 from nima.workspace.columns import array_of, column, numbers
 from nima.workspace.params import PrepareParams, SourceParams
 

@@ -18,8 +18,8 @@ from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Stretch, documents_in, stretches
 from nima.dataset.tokens import token_type
 from nima.encoding.token_writer import TokenWriter, lists, tokenized_schema, tokenized_table
-from nima.parallel import Workers
 from nima.tokenizer import Tokenizer
+from nima.workers.parallel import Workers
 from nima.workspace.columns import numbers
 from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to

@@ -19,7 +19,7 @@ from pathlib import Path
 from nima.repository import git, other_processes
 from nima.repository.dvc_command import environment
 from nima.repository.revisions import STAGES
-from nima.scratch import locked
+from nima.workers.scratch import locked
 from nima.workspace import runtime
 from nima.workspace.errors import UserError
 from nima.workspace.outputs import writing_to

@@ -25,7 +25,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nima.scratch import own_folder
+from nima.workers.scratch import own_folder
 from nima.workspace.errors import UserError
 from nima.workspace.runtime import Runtime
 from nima.workspace.signals import end_with
@@ -172,7 +172,7 @@ def forking_server() -> BaseContext:
 
 def source_path() -> str:
     """PYTHONPATH with which another process imports this very code."""
-    source = Path(__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parent.parent.parent
     return os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

@@ -1,0 +1,1 @@
+"""One function over many parts of the data (`parallel`), and folders for unfinished work (`scratch`)."""
