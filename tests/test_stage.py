@@ -53,6 +53,11 @@ def change_params(key: str, value: str) -> None:
     Path("params.yaml").write_text(text)
 
 
+def change(name: str) -> None:
+    with Path(name).open("a", encoding="utf-8") as file:
+        file.write("1\n")
+
+
 def test_a_stage_that_ends_well_notes_its_clock_figures() -> None:
     seen = []
 
@@ -145,6 +150,20 @@ def test_a_missing_input_stops_a_stage_before_it_works(capsys: pytest.CaptureFix
     Path("data").rmdir()
     assert exit_code(raises(AssertionError("the story must not begin"))) == 2
     assert capsys.readouterr().err.startswith("work: data: not found")
+
+
+def test_the_code_of_a_stage_is_its_modules_and_its_packages_whole() -> None:
+    Path("dvc.yaml").write_text("stages:\n  work:\n    cmd: x\n    deps: [data, src/kit, work.py]\n")
+    Path("src/kit/inner").mkdir(parents=True)
+    for name in ("src/kit/__init__.py", "src/kit/inner/part.py", "work.py"):
+        Path(name).touch()
+    before = stage.code_of("work")
+    change("data/a.txt")
+    assert stage.code_of("work") == before
+    for name in ("src/kit/inner/part.py", "work.py"):
+        change(name)
+        assert stage.code_of("work") != before, name
+        before = stage.code_of("work")
 
 
 def test_params_that_change_while_a_stage_runs_fail_it(capsys: pytest.CaptureFixture[str]) -> None:

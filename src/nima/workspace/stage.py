@@ -40,8 +40,12 @@ def run_stage(name: str, story: Story) -> None:
 
 
 def code_of(name: str) -> str:
-    """Fingerprint of the code that dvc.yaml names as the stage's input."""
-    return fingerprint(path for path in params_file.stage_dependencies(name) if path.suffix == ".py")
+    """Fingerprint of the code that dvc.yaml names as the stage's input: modules, and packages whole."""
+    return fingerprint(filter(is_code, params_file.stage_dependencies(name)))
+
+
+def is_code(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
 
 
 def tell_time(name: str, story: Story) -> None:
