@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from nima import generation, samples
+from nima.generation import decoding, samples
 from nima.network import pretrained
 from nima.tokenizer import Tokenizer
 from nima.trackers import tell_trackers
@@ -20,7 +20,7 @@ def main(params: Params, runtime: Runtime) -> dict[str, float]:
     model, words = pretrained.load(folder).to(device), Tokenizer.load(folder)
     with StopRequest() as stop:
         started = time.perf_counter()
-        written = list(generation.samples(model, words, params.generate, poll=stop.check))
+        written = list(decoding.samples(model, words, params.generate, poll=stop.check))
         seconds = time.perf_counter() - started
     files = {"samples.jsonl": samples.jsonl(written), "samples.md": samples.markdown(written)}
     write_files(Path("data/samples"), files)

@@ -38,7 +38,7 @@ LAYERS = (
         "trackers",
         "pictures",
     ),
-    ("evaluation", "generation", "samples", "inspection"),
+    ("evaluation", "generation", "inspection"),
     ("training",),
     ("lr_finder", "observation", "data_report", "provision"),
     ("saved_runs", "checkpoint_commands"),

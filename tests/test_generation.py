@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from nima import generation
-from nima.generation import Continuation, continuation, seed_of, warped
+from nima.generation import decoding
+from nima.generation.decoding import Continuation, continuation, seed_of, warped
 from nima.network import pretrained
 from nima.network.decoder import Decoder
 from nima.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ def test_sampling_follows_the_models_probabilities() -> None:
     logits = torch.randn(40, generator=torch.Generator().manual_seed(1)) * 3
     generator = torch.Generator().manual_seed(2)
     how = strategy(temperature=3.0)
-    draws = [generation.next_token(logits, how, generator) for _ in range(4000)]
+    draws = [decoding.next_token(logits, how, generator) for _ in range(4000)]
     found = torch.bincount(torch.tensor(draws), minlength=40) / len(draws)
     assert (found - (logits / 3).softmax(dim=-1)).abs().max() < 0.03
 
@@ -189,8 +189,8 @@ def settings_of(prompts: list[str], *names: str) -> GenerateParams:
 def test_another_prompt_or_strategy_changes_no_other_sample(
     words_model: Decoder, tokenizer: Tokenizer
 ) -> None:
-    few = list(generation.samples(words_model, tokenizer, settings_of(["pods", "nodes"], "b")))
-    many = list(generation.samples(words_model, tokenizer, settings_of(["pods", "nodes", "for"], "a", "b")))
+    few = list(decoding.samples(words_model, tokenizer, settings_of(["pods", "nodes"], "b")))
+    many = list(decoding.samples(words_model, tokenizer, settings_of(["pods", "nodes", "for"], "a", "b")))
     kept = [one for one in many if one.strategy.name == "b" and one.prompt != "for"]
     assert kept == few
     assert len(many) == 6
@@ -202,10 +202,10 @@ def test_generating_leaves_random_numbers_and_the_models_mode_alone(tokenizer: T
     before = torch.get_rng_state()
     for training in (True, False):
         model.train(training)
-        outcomes = list(generation.samples(model, tokenizer, settings))
+        outcomes = list(decoding.samples(model, tokenizer, settings))
         assert model.training is training
     assert torch.equal(torch.get_rng_state(), before)
-    assert outcomes == list(generation.samples(model.train(), tokenizer, settings)), "dropout acted"
+    assert outcomes == list(decoding.samples(model.train(), tokenizer, settings)), "dropout acted"
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -221,7 +221,7 @@ def test_an_interruption_stops_between_tokens_and_restores_the_mode(
 
     words_model.train()
     with pytest.raises(Interrupted):
-        list(generation.samples(words_model, tokenizer, settings_of(["pods"], "a"), poll))
+        list(decoding.samples(words_model, tokenizer, settings_of(["pods"], "a"), poll))
     assert words_model.training
     assert len(calls) == 5
 
@@ -230,7 +230,7 @@ def test_an_interruption_stops_between_tokens_and_restores_the_mode(
 
 
 def test_a_sample_holds_text_ending_and_score(words_model: Decoder, tokenizer: Tokenizer) -> None:
-    found = generation.sample(words_model, tokenizer, "pods are", GREEDY, max_new_tokens=9, seed=5)
+    found = decoding.sample(words_model, tokenizer, "pods are", GREEDY, max_new_tokens=9, seed=5)
     prompt = [tokenizer.end_of_text, *tokenizer.encode("pods are")]
     assert found.tokens == continued(words_model, prompt, GREEDY, max_new_tokens=9).tokens
     assert found.text == tokenizer.decode(found.tokens)
@@ -244,7 +244,7 @@ def test_a_sample_holds_text_ending_and_score(words_model: Decoder, tokenizer: T
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}])
 def test_of_a_long_prompt_the_end_is_kept(words_model: Decoder, tokenizer: Tokenizer, settings: dict) -> None:
     text = "zebra " * 40 + "pods and nodes"
-    found = generation.sample(words_model, tokenizer, text, strategy(**settings), max_new_tokens=20, seed=0)
+    found = decoding.sample(words_model, tokenizer, text, strategy(**settings), max_new_tokens=20, seed=0)
     ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
     room = words_model.config.context_tokens - 20
     assert found.dropped_prompt_tokens == len(ids) - room > 0
@@ -254,4 +254,4 @@ def test_of_a_long_prompt_the_end_is_kept(words_model: Decoder, tokenizer: Token
 
 def test_new_tokens_that_fill_the_context_raise(words_model: Decoder, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="64 new tokens leave no room"):
-        generation.sample(words_model, tokenizer, "pods", GREEDY, max_new_tokens=64, seed=0)
+        decoding.sample(words_model, tokenizer, "pods", GREEDY, max_new_tokens=64, seed=0)

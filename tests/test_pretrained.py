@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import random_ids, tiny_model
 
-from nima.generation import continuation
+from nima.generation.decoding import continuation
 from nima.network import pretrained
 from nima.network.decoder import Decoder
 from nima.workspace.errors import UserError

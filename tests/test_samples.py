@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nima import samples
-from nima.generation import Sample
+from nima.generation import samples
+from nima.generation.decoding import Sample
 from nima.workspace.params import StrategyParams
 
 TOP_K = StrategyParams(name="top-k", temperature=0.8, top_k=40)

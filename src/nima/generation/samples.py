@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nima.generation import Sample
+from nima.generation.decoding import Sample
 from nima.workspace.params import StrategyParams
 
 ENDINGS = {"end_of_text": "ended by the model", "length": "cut at the length limit"}

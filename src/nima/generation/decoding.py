@@ -3,7 +3,7 @@
 One sequence of ids goes in and one comes out, in the precision of the model's weights. What comes out is
 what `transformers`' `generate` gives for the same model and settings, beam search included.
 
-Suffixes of tensors as in `decoder.py`; here B counts beams.
+Suffixes of tensors as in `network/decoder.py`; here B counts beams.
 """
 
 import hashlib
