@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nima import data_report
+from nima.data_report.report import report_of
 from nima.dataset import splits
 from nima.dataset.tokens import Tokens
 from nima.leakage.separation import separated
@@ -22,7 +22,7 @@ def main(params: Params, runtime: Runtime) -> None:
     splits.save(Path("data/splits"), parts.assignment)
     totals = {name: tokens.totals(documents) for name, documents in parts.assignment.items()}
     write_metrics("split", totals | {"leakage": parts.figures()})
-    report = data_report.collected(tokens, parts, REJECTED)
+    report = report_of(tokens, parts, REJECTED)
     write_files(Path("data/report"), report.files())
     write_files(Path("plots/data"), report.tables())
 

@@ -64,9 +64,9 @@ def packages_of(module: str) -> set[str]:
 
 
 def pages_of(path: Path) -> set[Path]:
-    """The templates below `pages` that a module names."""
+    """The templates of pages that a module names."""
     words = {node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)}
-    return {page for page in SOURCE.glob("nima/pages/*.html") if page.name in words}
+    return {page for page in SOURCE.glob("nima/**/*.html") if page.name in words}
 
 
 def executes_nothing(path: Path) -> bool:

@@ -22,7 +22,7 @@ from nima.workspace.metrics import read_metrics
 
 Table = list[dict[str, Any]]
 
-PAGES = Path(__file__).parent / "pages"
+TEMPLATE = Path(__file__).parent / "page.html"
 MAX_EXAMPLE_CHARS = 600
 MAX_ROWS = 20
 EXAMPLES_PER_REASON = 3
@@ -61,11 +61,11 @@ class DataReport:
     def page(self) -> str:
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters |= {"bar": share_of_largest, "number": grouped}
-        template = environment.from_string((PAGES / "data_report.html").read_text(encoding="utf-8"))
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(report=self, max_chars=MAX_EXAMPLE_CHARS, max_rows=MAX_ROWS) + "\n"
 
 
-def collected(tokens: Tokens, parts: Separation, rejected: Path) -> DataReport:
+def report_of(tokens: Tokens, parts: Separation, rejected: Path) -> DataReport:
     """The report of what the data stages left behind."""
     prepare = read_metrics("prepare")
     leaks = parts.leakage

@@ -1,0 +1,1 @@
+"""What the data is: a page for people, and tables for plots."""
