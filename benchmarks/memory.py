@@ -23,11 +23,11 @@ from benchmarks.peers import Shape, llama
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
 from nima.checkpoint import open_run
 from nima.evaluation.likelihood import Scorer
-from nima.hardware import peak_resident_bytes, resident_bytes
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.training.compilation import compile_layers
 from nima.training.loop import Run, train
+from nima.training.process_memory import peak_resident_bytes, resident_bytes
 from nima.workspace.params import RunParams, TrainingParams
 from nima.workspace.params.presets import resolve
 from nima.workspace.runtime import keep_freed_memory

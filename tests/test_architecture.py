@@ -23,7 +23,7 @@ from stage_code import (
 
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
-    ("workspace", "workers", "hardware"),
+    ("workspace", "workers"),
     ("corpus", "tokenizer", "conversation", "network"),
     (
         "dataset",
@@ -96,10 +96,11 @@ OWNERS = {
         "nima.workspace.runtime",
         "nima.workspace.surroundings",
         "nima.repository.other_processes",
-        "nima.hardware",
+        "nima.monitoring.hardware",
         "nima.monitoring.monitor",
+        "nima.training.process_memory",
     },
-    "pynvml": {"nima.hardware"},
+    "pynvml": {"nima.monitoring.hardware"},
     "tensorboard": {"nima.trackers.to_tensorboard"},
     "wandb": {"nima.trackers.to_wandb"},
     "comet_ml": {"nima.trackers.to_comet"},

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nima.hardware import EnergyMeter, Gpus, machine
+from nima.monitoring.hardware import EnergyMeter, Gpus, machine
 from nima.monitoring.log_file import logging_to
 from nima.monitoring.monitor import Monitor
 from nima.workspace import surroundings
@@ -93,7 +93,7 @@ int nvmlDeviceGetTotalEnergyConsumption(void *gpu, unsigned long long *millijoul
 LOOK = """
 import json
 from pathlib import Path
-from nima.hardware import EnergyMeter, Gpus
+from nima.monitoring.hardware import EnergyMeter, Gpus
 gpus = Gpus()
 meter = EnergyMeter(gpus, Path("nowhere"))
 print(json.dumps([gpus.description(), gpus.load(), meter.read()]))

@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from nima.hardware import EnergyMeter, Gpus
+from nima.monitoring.hardware import EnergyMeter, Gpus
 from nima.monitoring.log_file import note
 
 # Figures whose highest value tells more than their mean.

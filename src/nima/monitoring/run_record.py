@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from nima.hardware import machine
+from nima.monitoring.hardware import machine
 from nima.monitoring.log_file import finite, note
 from nima.workspace.inputs import fingerprint_of
 from nima.workspace.params import Params

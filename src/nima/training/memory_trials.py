@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from nima.evaluation.likelihood import token_losses
-from nima.hardware import available_memory_bytes, peak_resident_bytes, resident_bytes
 from nima.network.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters
 from nima.network.varlen import Documents, segments_of
 from nima.optimizer import Optimizer, rates_of
 from nima.training.compilation import choose_cut, choose_kernels, compile_layers
 from nima.training.memory import is_out_of_memory
+from nima.training.process_memory import available_memory_bytes, peak_resident_bytes, resident_bytes
 from nima.workspace.params import TrainingParams
 from nima.workspace.runtime import compute_deterministically, keep_freed_memory
 from nima.workspace.signals import end_with
