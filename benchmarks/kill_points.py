@@ -30,12 +30,12 @@ from torch import Tensor
 
 from nima.batches import Stream, scoring_windows, training_batches
 from nima.checkpoint import open_run
-from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
 from nima.network import tensors
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.network.tensors import write_tensors
 from nima.processes import ALONE
+from nima.scoring.likelihood import Scorer
 from nima.training import loop
 from nima.training.tracking import StageLive
 from nima.workspace.params import EarlyStoppingParams, RunParams, TrainingParams

@@ -22,9 +22,9 @@ from benchmarks.batches import Synthetic
 from benchmarks.peers import Shape, llama
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
 from nima.checkpoint import open_run
-from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
+from nima.scoring.likelihood import Scorer
 from nima.training.compilation import compile_layers
 from nima.training.loop import Run, train
 from nima.training.process_memory import peak_resident_bytes, resident_bytes

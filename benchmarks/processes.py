@@ -18,10 +18,10 @@ import torch
 
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
 from nima.checkpoint import NoFolder, open_run
-from nima.evaluation.likelihood import Scorer
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.processes.joining import joined
+from nima.scoring.likelihood import Scorer
 from nima.training.loop import Run, train
 from nima.training.tracking import Unlogged
 from nima.workspace.params import RunParams, TrainingParams

@@ -17,8 +17,8 @@ from benchmarks.peers import nanogpt_optimizer, nanogpt_rate
 from benchmarks.turns import Competitor
 from nima.batches import TrainingBatches
 from nima.checkpoint import open_run
-from nima.evaluation.likelihood import Scorer, total
 from nima.network.decoder import Decoder
+from nima.scoring.likelihood import Scorer, total
 from nima.training.loop import Run, train
 from nima.workspace.metrics import Row
 from nima.workspace.params import RunParams, TrainingParams

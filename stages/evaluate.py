@@ -5,11 +5,11 @@ from pathlib import Path
 
 from nima.dataset import splits
 from nima.dataset.tokens import Tokens
-from nima.evaluation.likelihood import scorer_of
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
 from nima.finished_runs import drop_stored
 from nima.network import pretrained
-from nima.pictures import draw_bars
+from nima.scoring.likelihood import scorer_of
+from nima.scoring.pictures import draw_bars
 from nima.tokenizer import Tokenizer
 from nima.trackers import tell_trackers
 from nima.workspace import metrics, outputs, stage

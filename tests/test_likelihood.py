@@ -14,10 +14,10 @@ from tiny_models import tiny_model
 from torch.nn.functional import cross_entropy
 
 from nima.batches import Stream, evenly_spread, scoring_windows
-from nima.evaluation import likelihood
-from nima.evaluation.likelihood import Likelihood, Scorer, scoring_batches, total
 from nima.network.decoder import Decoder
 from nima.network.targets import IGNORED
+from nima.scoring import likelihood
+from nima.scoring.likelihood import Likelihood, Scorer, scoring_batches, total
 from nima.workspace.errors import Interrupted
 
 END = 0

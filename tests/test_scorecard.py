@@ -10,8 +10,8 @@ import pytest
 
 from nima.batches import Stream, scoring_windows
 from nima.evaluation.compression import floors
-from nima.evaluation.likelihood import Likelihood, Scorer
 from nima.evaluation.scorecard import ScoredText, bits_per_byte, scorecard, scored_text, tables
+from nima.scoring.likelihood import Likelihood, Scorer
 from nima.tokenizer import Tokenizer
 from nima.workspace.errors import Interrupted, UserError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nima.evaluation.likelihood import Likelihood
+from nima.scoring.likelihood import Likelihood
 from nima.training.steering import MAX_SKIPS_IN_A_ROW, Steering
 from nima.workspace.errors import UserError
 from nima.workspace.params import TrainingParams

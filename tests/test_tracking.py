@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nima.pictures import draw_bars, draw_curves
+from nima.scoring.pictures import draw_bars, draw_curves
 from nima.training.tracking import StageLive
 from nima.workspace import metrics
 from nima.workspace.errors import UserError

@@ -23,11 +23,11 @@ from nima.batches import (
     training_batches,
 )
 from nima.checkpoint import RunFolder, open_run
-from nima.evaluation.likelihood import Likelihood, Scorer
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.network.targets import IGNORED
 from nima.optimizer import Optimizer, rates_of
+from nima.scoring.likelihood import Likelihood, Scorer
 from nima.training.loop import Result, Run, save_due, train
 from nima.training.steering import MAX_SKIPS_IN_A_ROW
 from nima.training.tracking import StageLive

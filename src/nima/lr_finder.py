@@ -15,7 +15,7 @@ import torch
 
 from nima.network.decoder import autocast
 from nima.optimizer import Optimizer, rates_of
-from nima.pictures import PLOTS, draw_rate_range
+from nima.scoring.pictures import PLOTS, draw_rate_range
 from nima.training.loop import on_device
 from nima.training.objective import objective_of
 from nima.training.recipe import Recipe, assemble

@@ -1,1 +1,1 @@
-"""Judging a model: how likely it finds text, and what else scores the same text."""
+"""Judging a trained model on the test part, beside what compressors make of the same text."""

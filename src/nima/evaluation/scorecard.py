@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nima.evaluation.compression import floors
-from nima.evaluation.likelihood import Likelihood, Scorer, total
+from nima.scoring.likelihood import Likelihood, Scorer, total
 from nima.tokenizer import Tokenizer
 from nima.workspace.errors import UserError
 

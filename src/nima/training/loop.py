@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from nima.batches import Batch, TrainingBatches
-from nima.evaluation.likelihood import Scorer, total
 from nima.network.decoder import Decoder, autocast
 from nima.network.targets import IGNORED
 from nima.network.varlen import Documents, segments_of
 from nima.optimizer import Optimizer, rates_of
 from nima.processes import ALONE, Processes
+from nima.scoring.likelihood import Scorer, total
 from nima.training.memory import MicroBatch
 from nima.training.objective import objective_of
 from nima.training.resuming import Resumable, save_due

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nima.evaluation.likelihood import token_losses
 from nima.network.decoder import Cache, Decoder, DecoderConfig, autocast, init_parameters
 from nima.network.varlen import Documents, segments_of
 from nima.optimizer import Optimizer, rates_of
+from nima.scoring.likelihood import token_losses
 from nima.training.compilation import choose_cut, choose_kernels, compile_layers
 from nima.training.memory import is_out_of_memory
 from nima.training.process_memory import available_memory_bytes, peak_resident_bytes, resident_bytes

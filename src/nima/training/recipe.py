@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from nima import pictures
 from nima.batches import TrainingBatches, steps_of, training_batches
 from nima.checkpoint import Mirror, NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.dataset import splits
 from nima.dataset.tokens import Tokens
-from nima.evaluation.likelihood import Scorer, scorer_of, total
 from nima.monitoring.log_file import note
 from nima.monitoring.progress import TrainingProgress
 from nima.network import pretrained
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.processes import ALONE, Processes
+from nima.scoring import pictures
+from nima.scoring.likelihood import Scorer, scorer_of, total
 from nima.tokenizer import Tokenizer
 from nima.training.compilation import choose_cut, choose_kernels, compile_layers
 from nima.training.loop import Result, Run, train

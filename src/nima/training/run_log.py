@@ -3,8 +3,8 @@
 import math
 
 from nima.batches import TrainingBatches
-from nima.evaluation.likelihood import Likelihood
 from nima.network.decoder import Decoder
+from nima.scoring.likelihood import Likelihood
 from nima.training.run_state import Run, State
 from nima.workspace.metrics import Row
 from nima.workspace.params import TrainingParams

@@ -6,7 +6,7 @@ All of it follows from the params, the step and what `validated` and `updated` w
 from collections.abc import Mapping
 from typing import Any
 
-from nima.evaluation.likelihood import Likelihood, total
+from nima.scoring.likelihood import Likelihood, total
 from nima.training.plateau import ReduceOnPlateau
 from nima.training.schedule import lr_factor, warmup_steps_of
 from nima.training.stopping import (
