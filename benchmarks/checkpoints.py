@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from nima.checkpoint import Checkpoint, RunFolder, open_run
+from nima.checkpoint.run_folder import RunFolder, open_run
+from nima.checkpoint.state import Checkpoint
 from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.optimizer import Optimizer, rates_of
 from nima.processes import ALONE

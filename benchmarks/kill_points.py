@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nima.batches import Stream, scoring_windows, training_batches
-from nima.checkpoint import open_run
+from nima.checkpoint.run_folder import open_run
 from nima.monitoring.progress import TrainingProgress
 from nima.network import tensors
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters

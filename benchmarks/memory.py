@@ -21,7 +21,7 @@ import torch
 from benchmarks.batches import Synthetic
 from benchmarks.peers import Shape, llama
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
-from nima.checkpoint import open_run
+from nima.checkpoint.run_folder import open_run
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, autocast, init_parameters
 from nima.scoring.likelihood import Scorer

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nima.batches import Stream, evenly_spread, scoring_windows, training_batches
-from nima.checkpoint import NoFolder, open_run
+from nima.checkpoint.run_folder import NoFolder, open_run
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.processes.joining import joined

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.peers import nanogpt_optimizer, nanogpt_rate
 from benchmarks.turns import Competitor
 from nima.batches import TrainingBatches
-from nima.checkpoint import open_run
+from nima.checkpoint.run_folder import open_run
 from nima.network.decoder import Decoder
 from nima.scoring.likelihood import Scorer, total
 from nima.training.loop import Run, train

@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
+from nima.checkpoint.finished_runs import drop_stored
 from nima.dataset import splits
 from nima.dataset.tokens import Tokens
 from nima.evaluation.scorecard import ALL_TEXT, bits_per_byte, scorecard, scored_text, tables
-from nima.finished_runs import drop_stored
 from nima.network import pretrained
 from nima.scoring.likelihood import scorer_of
 from nima.scoring.pictures import draw_bars

@@ -1,6 +1,6 @@
 """Train the model on the training part, watching the validation part."""
 
-from nima.finished_runs import drop_stored
+from nima.checkpoint.finished_runs import drop_stored
 from nima.observation import observe
 from nima.processes.joining import joined, num_processes
 from nima.training import micro_batch, recipe

@@ -32,7 +32,6 @@ LAYERS = (
         "batches",
         "optimizer",
         "processes",
-        "finished_runs",
         "checkpoint",
         "monitoring",
         "trackers",

@@ -18,11 +18,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nima.checkpoint import Checkpoint, RunFolder, load, open_run, run_fingerprint
 from nima.checkpoint import run_folder as module
 from nima.checkpoint.files import description_of, sha256_of
-from nima.checkpoint.state import own_sha256
-from nima.finished_runs import drop_stored
+from nima.checkpoint.finished_runs import drop_stored
+from nima.checkpoint.run_folder import RunFolder, open_run, run_fingerprint
+from nima.checkpoint.state import Checkpoint, load, own_sha256
 from nima.workspace.errors import CheckpointError, UserError
 
 PARTS = {"training": {"lr": 0.1}}
@@ -287,7 +287,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {source!r})
-from nima.checkpoint import open_run
+from nima.checkpoint.run_folder import open_run
 with open_run(Path({path!r}), {{}}, keep=2):
     print("ready", flush=True)
     time.sleep(60)

@@ -14,8 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from nima.checkpoint import Checkpoint, RunFolder, load, names, open_run
+from nima.checkpoint import names
 from nima.checkpoint import run_folder as module
+from nima.checkpoint.run_folder import RunFolder, open_run
+from nima.checkpoint.state import Checkpoint, load
 from nima.workspace.errors import CheckpointError, UserError
 
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 from s3_server import S3Server, s3_server
 
-from nima.checkpoint import Checkpoint, Mirror, RunFolder, mirror, names, open_run
+from nima.checkpoint import mirror, names
+from nima.checkpoint.mirror import Mirror
+from nima.checkpoint.run_folder import RunFolder, open_run
+from nima.checkpoint.state import Checkpoint
 from nima.corpus.stores import failures
 from nima.workspace.errors import UserError
 

@@ -13,8 +13,10 @@ import torch
 from test_training import Attempt, StopAt, bits, model_of, settings_of, weights
 
 from nima import saved_runs
-from nima.checkpoint import Checkpoint, names, open_run
+from nima.checkpoint import names
 from nima.checkpoint.lock import is_held
+from nima.checkpoint.run_folder import open_run
+from nima.checkpoint.state import Checkpoint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.network import pretrained
 from nima.workspace.errors import Interrupted, UserError

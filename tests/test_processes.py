@@ -31,7 +31,7 @@ from test_training import (
     weights,
 )
 
-from nima.checkpoint import NoFolder, open_run
+from nima.checkpoint.run_folder import NoFolder, open_run
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder
 from nima.network.tensors import read_tensors, write_tensors

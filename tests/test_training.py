@@ -22,7 +22,7 @@ from nima.batches import (
     scoring_windows,
     training_batches,
 )
-from nima.checkpoint import RunFolder, open_run
+from nima.checkpoint.run_folder import RunFolder, open_run
 from nima.monitoring.progress import TrainingProgress
 from nima.network.decoder import Decoder, DecoderConfig, init_parameters
 from nima.network.targets import IGNORED

@@ -60,7 +60,7 @@ def verify(
     ] = None,
 ) -> None:
     """Compare every file with its manifest's hash; exit 2 if one differs."""
-    from nima.checkpoint import verify as verify_folder
+    from nima.checkpoint.state import verify as verify_folder
     from nima.saved_runs import find, runs, saved_in
     from nima.workspace.errors import CheckpointError
 

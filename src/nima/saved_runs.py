@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nima.checkpoint import Manifest, Mirror, RunFolder, names, read_manifest, verify
+from nima.checkpoint import names
 from nima.checkpoint.files import sync_folder
 from nima.checkpoint.lock import is_held, locked
+from nima.checkpoint.mirror import Mirror
+from nima.checkpoint.run_folder import RunFolder
+from nima.checkpoint.state import Manifest, read_manifest, verify
 from nima.checkpoint.store import Store
 from nima.checkpoint.weights import weights_in
 from nima.network.decoder import Decoder, DecoderConfig

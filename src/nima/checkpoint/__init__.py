@@ -12,20 +12,3 @@ weights can't be found by accident. In it:
     names/NAME                  link to a checkpoint that is kept because it has a name
     requests/NAME               asks the trainer to save under this name
 """
-
-from nima.checkpoint.mirror import Mirror
-from nima.checkpoint.run_folder import NoFolder, RunFolder, open_run, run_fingerprint
-from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify
-
-__all__ = [
-    "Checkpoint",
-    "Manifest",
-    "Mirror",
-    "NoFolder",
-    "RunFolder",
-    "load",
-    "open_run",
-    "read_manifest",
-    "run_fingerprint",
-    "verify",
-]

@@ -17,10 +17,10 @@ from nima.checkpoint import names
 from nima.checkpoint.background import Staging, Writer
 from nima.checkpoint.compression import SUFFIXES, compress, content_of
 from nima.checkpoint.files import description_of, sync_folder, write_json
+from nima.checkpoint.finished_runs import mark_finished
 from nima.checkpoint.lock import locked
 from nima.checkpoint.mirror import Mirror
 from nima.checkpoint.state import Checkpoint, Manifest, load, read_manifest, verify, verify_file, write
-from nima.finished_runs import mark_finished
 from nima.network.tensors import parse_tensors, read_tensors, write_tensors
 from nima.workspace.errors import CheckpointError, UserError
 from nima.workspace.metrics import larger_is_better

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from nima.batches import TrainingBatches, steps_of, training_batches
-from nima.checkpoint import Mirror, NoFolder, RunFolder, open_run, run_fingerprint
+from nima.checkpoint.mirror import Mirror
+from nima.checkpoint.run_folder import NoFolder, RunFolder, open_run, run_fingerprint
 from nima.checkpoint.weights import put_into, resolve, weights_in, weights_sha256
 from nima.dataset import splits
 from nima.dataset.tokens import Tokens

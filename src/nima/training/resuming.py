@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nima.checkpoint import Checkpoint
+from nima.checkpoint.state import Checkpoint
 from nima.network.decoder import Decoder
 from nima.optimizer import Optimizer
 from nima.processes import Processes

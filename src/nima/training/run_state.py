@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nima.checkpoint import NoFolder, RunFolder
+from nima.checkpoint.run_folder import NoFolder, RunFolder
 from nima.monitoring.progress import TrainingProgress
 from nima.training.tracking import StageLive, Unlogged
 from nima.workspace.metrics import Row
