@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import read_documents
 from nima.dataset.splits import TrainingTexts, ratios_of
 from nima.dataset.tokens import Tokens
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.encoding.encoding import write_tokens
 from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import gate, tokenizer_of

@@ -8,10 +8,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nima.conversation import TokenizedDocument
-from nima.conversation.documents import tokenized
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document, Message
+from nima.encoding.conversation import TokenizedDocument
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.tokenizer.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 from nima.workspace.params import TokenizeParams
 

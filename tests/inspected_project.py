@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from chat_tokenizers import settings
 
-from nima.conversation import TokenizedDocument
-from nima.conversation.documents import tokenized
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document, Message, Rejection, document_id, write_rejections
 from nima.dataset import splits
+from nima.encoding.conversation import TokenizedDocument
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import Tokenizer
 

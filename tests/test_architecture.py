@@ -24,7 +24,7 @@ from stage_code import (
 # A module imports only from what stands before it: from layers above its own row, and from the left in it.
 LAYERS = (
     ("workspace", "workers"),
-    ("corpus", "tokenizer", "conversation", "network"),
+    ("corpus", "tokenizer", "network"),
     (
         "dataset",
         "encoding",
@@ -72,7 +72,7 @@ OWNERS = {
     "ftfy": {"nima.corpus.cleaning.cleaning"},
     "py3langid": {"nima.corpus.quality.languages"},
     "jinja2": {
-        "nima.conversation.templates",
+        "nima.encoding.conversation.templates",
         "nima.inspection.page",
         "nima.data_report",
         "nima.reports.web_pages",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import FORMATS, ChatFormat, settings, talk, trained_mask, whole
 
-from nima.conversation import Dropped
-from nima.conversation.documents import tokenized
-from nima.conversation.templates import ChatTemplate, RefusedError
+from nima.encoding.conversation import Dropped
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.templates import ChatTemplate, RefusedError
 from nima.tokenizer import Tokenizer
 from nima.tokenizer.special_tokens import CHAT_TEMPLATE, END_OF_TEXT
 from nima.workspace.errors import UserError

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nima.conversation import ROLES, Dropped, LossOn
-from nima.conversation.documents import tokenized
-from nima.conversation.pieces import Layout, Piece
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document
+from nima.encoding.conversation import ROLES, Dropped, LossOn
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.pieces import Layout, Piece
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.tokenizer import Tokenizer
 from nima.tokenizer.special_tokens import END_OF_TEXT, SPECIAL_TOKENS
 from nima.workspace.errors import UserError
@@ -134,9 +134,9 @@ def test_documents_keep_order_and_origin_however_they_are_batched(
         for n in range(50)
     ]
     once = list(tokenized(documents, tokenizer, CHATML, settings()))
-    monkeypatch.setattr("nima.conversation.documents.ENCODED_AT_ONCE_CHARS", 30)
+    monkeypatch.setattr("nima.encoding.conversation.documents.ENCODED_AT_ONCE_CHARS", 30)
     batched = list(tokenized(iter(documents), tokenizer, CHATML, settings(), threads=2))
-    monkeypatch.setattr("nima.conversation.documents.ENCODED_AT_ONCE_DOCUMENTS", 1)
+    monkeypatch.setattr("nima.encoding.conversation.documents.ENCODED_AT_ONCE_DOCUMENTS", 1)
     single = list(tokenized(iter(documents), tokenizer, CHATML, settings()))
     for document, *found in zip(documents, once, batched, single, strict=True):
         for other in found:

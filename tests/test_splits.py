@@ -7,7 +7,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message
 from nima.dataset import splits
 from nima.dataset.splits import (
@@ -24,6 +23,7 @@ from nima.dataset.splits import (
     without,
 )
 from nima.dataset.tokens import Tokens
+from nima.encoding.conversation import TokenizedDocument
 from nima.encoding.token_writer import TokenWriter
 from nima.workspace.errors import UserError
 from nima.workspace.params import params_file

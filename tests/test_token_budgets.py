@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nima.conversation import Dropped, TokenizedDocument
-from nima.conversation.documents import tokenized
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Document
+from nima.encoding.conversation import Dropped, TokenizedDocument
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.tokenizer.special_tokens import SPECIAL_TOKENS
 
 CHATML = ChatTemplate.load(None)

@@ -378,9 +378,9 @@ def test_transformers_knows_the_special_tokens_and_the_longest_sequence(in_trans
 def test_the_chat_template_gives_the_tokens_that_are_trained(
     tokenizer: Tokenizer, in_transformers: dict
 ) -> None:
-    from nima.conversation.documents import tokenized
-    from nima.conversation.templates import ChatTemplate
     from nima.corpus.document import Document, Message
+    from nima.encoding.conversation.documents import tokenized
+    from nima.encoding.conversation.templates import ChatTemplate
     from nima.workspace.params import TokenizeParams
 
     messages = tuple(Message(**message) for message in MESSAGES)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima.conversation import TokenizedDocument
 from nima.corpus.document import Document, Message, document_id, write_documents
 from nima.dataset import tokens as tokens_on_disk
 from nima.dataset.tokens import HEADER, Tokens, TokenShard
+from nima.encoding.conversation import TokenizedDocument
 from nima.encoding.token_writer import TokenWriter, halved
 from nima.tokenizer import Tokenizer
 from nima.workspace import runtime

@@ -1,1 +1,1 @@
-"""Documents to token shards, by many workers."""
+"""Documents, and conversations among them, to token shards, by many workers."""

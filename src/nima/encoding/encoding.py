@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nima.conversation import Dropped
-from nima.conversation.documents import tokenized
-from nima.conversation.pieces import Layout
-from nima.conversation.templates import ChatTemplate
 from nima.corpus.document import Stretch, documents_in, stretches
 from nima.dataset.tokens import token_type
+from nima.encoding.conversation import Dropped
+from nima.encoding.conversation.documents import tokenized
+from nima.encoding.conversation.pieces import Layout
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.encoding.token_writer import TokenWriter, lists, tokenized_schema, tokenized_table
 from nima.tokenizer import Tokenizer
 from nima.workers.parallel import Workers

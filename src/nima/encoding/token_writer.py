@@ -31,7 +31,7 @@ from nima.workspace.columns import array_of, column, numbers
 from nima.workspace.outputs import remove, writing_to
 
 if TYPE_CHECKING:
-    from nima.conversation import Dropped, TokenizedDocument
+    from nima.encoding.conversation import Dropped, TokenizedDocument
 
 ROW_GROUP_ROWS = 65_536
 DROPPED_FILE = "dropped.jsonl"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nima.conversation import ASSISTANT, SYSTEM, USER, Dropped, DropReason, TokenizedDocument
-from nima.conversation.pieces import Layout, Messages, UnusableError
-from nima.conversation.spans import Encoded, Encoder, encoded_conversation, texts_of
+from nima.encoding.conversation import ASSISTANT, SYSTEM, USER, Dropped, DropReason, TokenizedDocument
+from nima.encoding.conversation.pieces import Layout, Messages, UnusableError
+from nima.encoding.conversation.spans import Encoded, Encoder, encoded_conversation, texts_of
 
 if TYPE_CHECKING:
     from nima.corpus.document import Document

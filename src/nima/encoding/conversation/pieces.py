@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import chain, pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from nima.conversation import ASSISTANT, ROLES, SYSTEM, DropReason, LossOn
-from nima.conversation.templates import ChatTemplate, RefusedError, Rendering
+from nima.encoding.conversation import ASSISTANT, ROLES, SYSTEM, DropReason, LossOn
+from nima.encoding.conversation.templates import ChatTemplate, RefusedError, Rendering
 from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:

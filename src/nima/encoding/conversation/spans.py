@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from nima.conversation.pieces import Transcript
+from nima.encoding.conversation.pieces import Transcript
 from nima.workspace.errors import UserError
 
 TEXT = attrgetter("text")

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from nima.conversation import Dropped, TokenizedDocument
-from nima.conversation.budgets import Budgets, dropped
-from nima.conversation.pieces import Layout, Transcript, UnusableError
-from nima.conversation.spans import Encoder, encoded_conversation, encoded_text, texts_of
-from nima.conversation.templates import ChatTemplate
+from nima.encoding.conversation import Dropped, TokenizedDocument
+from nima.encoding.conversation.budgets import Budgets, dropped
+from nima.encoding.conversation.pieces import Layout, Transcript, UnusableError
+from nima.encoding.conversation.spans import Encoder, encoded_conversation, encoded_text, texts_of
+from nima.encoding.conversation.templates import ChatTemplate
 from nima.workspace.errors import UserError
 
 if TYPE_CHECKING:
