@@ -8,8 +8,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples")
 
-# What they write is for people, trackers and logs, and in no stage's outputs.
-ONLY_TELLING = {"monitoring", "observation", "trackers"}
+# What they write is for people, trackers and logs, or says which saved runs can go: in no stage's outputs.
+IN_NO_OUTPUT = {"monitoring", "observation", "trackers", "finished_runs"}
 # Packages that a cheap stage names whole though it executes a part: it runs once too often rather than cost
 # every `dvc repro` the look at each part.
 WHOLE = {"split": {"corpus"}, "generate_samples": {"workspace"}}
@@ -76,10 +76,14 @@ def executes_nothing(path: Path) -> bool:
     )
 
 
+def is_in_no_output(module: str) -> bool:
+    return not IN_NO_OUTPUT.isdisjoint(module.split("."))
+
+
 def closure(stage: str) -> set[Path]:
     """Every file of the project that `python -m stages.STAGE` executes.
 
-    Those that only tell of a run are left out: what they do is in no output, and a change would train anew.
+    Those whose doing is in no output are left out, that a change does not train anew.
     So is `stages/__init__.py`, which tests hold to what changes no result: all stages would name it.
     """
     start = ROOT / "stages" / f"{stage}.py"
@@ -87,7 +91,7 @@ def closure(stage: str) -> set[Path]:
     waiting = own_imports(start)
     while waiting:
         module = waiting.pop()
-        if module not in seen and not set(module.split(".")) & ONLY_TELLING:
+        if module not in seen and not is_in_no_output(module):
             seen.add(module)
             waiting |= packages_of(module) | own_imports(MODULES[module])
     pages = {page for module in seen for page in pages_of(MODULES[module])}
@@ -102,10 +106,11 @@ def in_whole_folders(files: set[Path]) -> set[Path]:
     when there is nothing to do.
     """
     folders = {parent for path in files for parent in path.parents if (SOURCE / "nima") in parent.parents}
+    known = files | {path for module, path in MODULES.items() if is_in_no_output(module)}
     whole = {
         folder
         for folder in folders
-        if set(folder.rglob("*.py")) <= files and (folder / "__init__.py").exists()
+        if set(folder.rglob("*.py")) <= known and (folder / "__init__.py").exists()
     }
     doing = {path for path in files if not executes_nothing(path)}
     return {next((parent for parent in reversed(path.parents) if parent in whole), path) for path in doing}
