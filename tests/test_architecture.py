@@ -243,6 +243,13 @@ def test_importing_the_library_writes_nothing_and_loads_no_torch_for_params() ->
     assert done.returncode == 0
 
 
+def test_reading_local_files_loads_no_database_and_no_torch() -> None:
+    heavy = {"sqlite3", "qdrant_client", "torch", "datasets", "s3fs"}
+    code = f"import sys, stages.prepare; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_names_say_what_a_thing_is() -> None:
     for module, path in MODULES.items():
         defined = {

@@ -144,6 +144,16 @@ def test_saved_and_loaded_it_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: 
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_who_asks_about_its_tokens_does_not_wait_for_its_encoder(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path)
+    monkeypatch.setattr("nima.tokenizer.tokenizer.encoder_of", lambda *_: pytest.fail("an encoder was made"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.token_bytes().sum() > 0
+    assert loaded.decode(tokenizer.encode("pods")) == "pods"
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"model": {}}', b"\xff\xfe", b"[]"])
 def test_a_missing_or_broken_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

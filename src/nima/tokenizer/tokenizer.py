@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from nima.tokenizer import folders, learning
-from nima.tokenizer.encoders import encoder_of, normal_form
+from nima.tokenizer.encoders import Encoder, encoder_of, normal_form
 from nima.tokenizer.folders import NIMA_ROLES, Roles
 from nima.tokenizer.learning import checked, short
 from nima.tokenizer.special_tokens import CHAT_TEMPLATE
@@ -41,9 +42,8 @@ class Tokenizer:
         # In text, the names of special tokens are text.
         reference.encode_special_tokens = True
         self._reference = reference
+        self._description: dict[str, Any] | None = description
         self._vocabulary = vocabulary_of(reference, description)
-        self._encoder = encoder_of(reference, description, self._vocabulary)
-        self._singles = self._vocabulary.single_bytes()
         self.roles = roles
         self.chat_template = chat_template
         """Jinja, in the form of `transformers`; saved with the tokenizer."""
@@ -60,6 +60,17 @@ class Tokenizer:
         """What the model expects before a text; None if nothing. Of Nima's own kinds, the end of text."""
         self.normal_form = normal_form(description)
         """The form of Unicode (NFC, ...) that it brings all text into; None: text is left as it is."""
+
+    @cached_property
+    def _encoder(self) -> Encoder | None:
+        """Made at the first text: whoever only reads about the tokens need not wait for it."""
+        description = self._description or described(self._reference)
+        self._description = None  # as large as the vocabulary
+        return encoder_of(self._reference, description, self._vocabulary)
+
+    @cached_property
+    def _singles(self) -> dict[bytes, int]:
+        return self._vocabulary.single_bytes()
 
     def _id_of(self, name: str) -> int:
         if name not in self.special_ids:

@@ -9,7 +9,6 @@ from nima.corpus.sources.folders import local_files
 from nima.corpus.sources.hub import hub_files
 from nima.corpus.sources.packages import fetched
 from nima.corpus.sources.remote import remote_files
-from nima.corpus.sources.vectors import qdrant_files
 from nima.workspace.params import LimitsParams, SourceParams
 
 DEFAULT_LIMITS = LimitsParams()
@@ -37,6 +36,8 @@ def files_of(
     elif source.hub is not None:
         yield from hub_files(source, downloads)
     elif source.qdrant is not None:
+        from nima.corpus.sources.vectors import qdrant_files  # brings a database with it
+
         yield from qdrant_files(source, downloads)
     else:
         yield from local_files(source, limits, downloads)
