@@ -53,8 +53,10 @@ def corpus(path: Path, num_bytes: int) -> Path:
 
 # Each runs in a process of its own: FOLDER holds corpus.jsonl and tokenizer/. Nima's takes the parts to run.
 NIMA = """
+import gc
 import sys
 from pathlib import Path
+gc.disable()  # until the work begins, as in a stage
 from nima import batches
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
@@ -98,6 +100,8 @@ def plan(folder, hands):
     print(tokens.num_tokens, plan.batch(0).ids.shape)
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     folder = Path(sys.argv[1])
     (folder / "scratch").mkdir(exist_ok=True)
     with workers(runtime.load(folder)) as hands:
@@ -141,6 +145,7 @@ def started(code: str, folder: Path, *parts: str) -> subprocess.Popen[bytes]:
     script.write_text(code, encoding="utf-8")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
+        "PYDANTIC_DISABLE_PLUGINS": "__all__",  # as in a stage
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -51,7 +51,8 @@ def main() -> None:
         bare_pipeline(Path(name))
         ours, bare = paired(["dvc", "repro"], ROOT, ["dvc", "repro"], Path(name))
     imports = [sys.executable, "-c", "import torch"]
-    start = [sys.executable, "-c", "import stages.train"]
+    as_module = "import sys; sys.argv[0] = '-m'; import stages.train"  # what `python -m` sets
+    start = [sys.executable, "-c", as_module]
     stage, torch = paired(start, ROOT, imports, ROOT)
     print("| what | Nima, s | beside, s | figure |\n|---|---|---|---|")
     nothing = "`dvc repro` with nothing to do, against six trivial stages"

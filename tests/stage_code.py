@@ -8,8 +8,9 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 STAGES = ("prepare", "tokenize", "split", "train", "evaluate", "generate_samples")
 
-# What they write is for people, trackers and logs, or says which saved runs can go: in no stage's outputs.
-IN_NO_OUTPUT = {"monitoring", "observation", "trackers", "finished_runs"}
+# What they do is in no stage's outputs: they write for people and logs, say which saved runs can go,
+# or only save time.
+IN_NO_OUTPUT = {"monitoring", "observation", "trackers", "finished_runs", "first"}
 # Packages that a cheap stage names whole though it executes a part: it runs once too often rather than cost
 # every `dvc repro` the look at each part.
 WHOLE = {"split": {"corpus"}, "generate_samples": {"workspace"}}

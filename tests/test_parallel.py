@@ -1,5 +1,6 @@
 """Work over many parts: the same results from one process, several, and a Ray cluster that loses a worker."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from nima.workers import parallel
 from nima.workers.parallel import in_processes, in_this_process, on_ray
+from nima.workspace import columns
 from nima.workspace.errors import UserError
 
 PARTS = list(range(12))
@@ -65,18 +67,26 @@ def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pyte
 
 
 def own_settings(_: int) -> tuple[str, str, bool]:
-    import pyarrow as pa
-
     server = psutil.Process().parent()
     assert server is not None
     threads = server.environ()["OPENBLAS_NUM_THREADS"]
-    return pa.default_memory_pool().backend_name, threads, "MALLOC_TRIM_THRESHOLD_" in os.environ
+    return columns.pa.default_memory_pool().backend_name, threads, "MALLOC_TRIM_THRESHOLD_" in os.environ
 
 
 def test_a_worker_is_one_thread_and_keeps_its_memory_for_the_next_part() -> None:
     with in_processes(2) as workers:
         assert set(workers.map(own_settings, PARTS)) == {("system", "1", False)}
     assert not parallel.WORKERS_OWN.keys() & os.environ.keys()
+
+
+def garbage(_: int) -> tuple[bool, bool]:
+    return gc.isenabled(), gc.get_freeze_count() > 10_000
+
+
+def test_a_worker_looks_for_garbage_but_not_among_what_it_was_forked_with() -> None:
+    with in_processes(2) as workers:
+        assert set(workers.map(garbage, PARTS)) == {(True, True)}
+    assert gc.isenabled()
 
 
 def test_a_single_part_starts_no_process() -> None:

@@ -22,6 +22,8 @@ from nima.workspace.stage import run_stage
 
 SHIPPED = Path("params.yaml").resolve()
 
+OWN_SOURCE = os.environ | {"PYTHONPATH": str(SHIPPED.parent / "src")}
+
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -220,9 +222,21 @@ def test_a_stage_in_a_process_of_its_own_exits_with_its_code() -> None:
         "def story(params, runtime):\n    raise UserError('nothing to read')\n"
         "run_stage('work', story)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(stage.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=OWN_SOURCE)
     assert (done.returncode, done.stderr) == (2, "work: nothing to read\n")
+
+
+def test_a_stage_looks_for_garbage_at_its_work_but_not_among_what_it_imported(project: Path) -> None:
+    (project / "stages").mkdir()
+    (project / "stages/__init__.py").write_bytes((SHIPPED.parent / "stages/__init__.py").read_bytes())
+    (project / "stages/work.py").write_text(
+        "import gc\nfrom nima.workspace.stage import run_stage\nbefore = gc.isenabled()\n"
+        "def story(params, runtime):\n    print(before, gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "run_stage('work', story)\n"
+    )
+    command = [sys.executable, "-m", "stages.work"]
+    done = subprocess.run(command, capture_output=True, text=True, env=OWN_SOURCE)
+    assert done.stdout.startswith("False True True\n"), done.stderr
 
 
 def test_an_output_folder_is_emptied_of_everything(project: Path) -> None:

@@ -159,7 +159,8 @@ def forking_server() -> BaseContext:
     each worker would import everything anew.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(sorted(name for name in sys.modules if name.partition(".")[0] == "nima"))
+    ours = sorted(name for name in sys.modules if name.partition(".")[0] == "nima")
+    context.set_forkserver_preload(["nima.workers.first", *ours])
     before = dict(os.environ)
     os.environ.update(WORKERS_OWN | before | {"PYTHONPATH": source_path()})
     try:
@@ -186,6 +187,7 @@ def start_worker(parent: int, environment: dict[str, str]) -> None:
     # What is imported stays, and documents hold no cycles: the collector need not walk through them so often.
     gc.freeze()
     gc.set_threshold(COLLECTED_OBJECTS)
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
 

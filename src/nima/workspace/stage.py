@@ -1,6 +1,7 @@
 """What every stage does around its story: read params, guard inputs, report errors in one line, keep time."""
 
 import errno
+import gc
 import resource
 import sys
 import time
@@ -25,6 +26,9 @@ Story = Callable[[Params, Runtime], dict[str, float] | None]
 
 def run_stage(name: str, story: Story) -> None:
     """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted."""
+    if not gc.isenabled():  # nothing of what was imported until now is garbage
+        gc.freeze()
+        gc.enable()
     try:
         die_with_dvc()
         tell_time(name, story)

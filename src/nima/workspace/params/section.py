@@ -29,7 +29,8 @@ WholeOrAuto = Annotated[int | Literal["auto"], PlainValidator(whole_or_auto)]
 class Section(BaseModel):
     """A mapping in params.yaml: no unknown keys, no silent conversions, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # A section's own validator is built only if it is read by itself, not as a part of all params.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def refuse(problems: Sequence[tuple[str | tuple[str, ...], str]]) -> None:
