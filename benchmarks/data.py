@@ -4,8 +4,8 @@
     python -m benchmarks.data memory     # 0.5 GB and 5 GB: peak memory of each part, all processes together
 
 The text is the AWS CLI's documentation, copied until it is long enough; each copy numbers its documents, so
-that none is a duplicate. Both sides read JSONL, tokenize with the same vocabulary on two processes and make
-rows of 256 tokens; Nima also cleans, judges, hashes, and writes checked shards.
+that none is a duplicate. Both sides read JSONL, tokenize with the same vocabulary on two cores and make rows
+of 256 tokens; Nima also cleans, judges, hashes, and writes checked shards.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ if __name__ == "__main__":
             globals()[part](folder, hands)
 """
 # As the scripts of `transformers` have it: every column that the tokenizer gives is joined and cut to blocks,
-# and the labels are a copy of the ids. With `ids`, only these are kept.
+# and the labels are a copy of the ids. It takes `num_proc`; without, its tokenizer has a thread a core.
 HUGGING_FACE = """
 import sys
 from itertools import chain
@@ -117,24 +117,22 @@ from pathlib import Path
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerFast
 
-def tokenized(examples, tokenizer, columns):
-    found = tokenizer(examples["text"])
-    return {name: found[name] for name in columns or found}
+def tokenized(examples, tokenizer):
+    return tokenizer(examples["text"])
 
-def grouped(examples, only_ids):
+def grouped(examples):
     joined = {name: list(chain.from_iterable(rows)) for name, rows in examples.items()}
     total = len(joined["input_ids"]) // 256 * 256
     blocks = {name: [row[at : at + 256] for at in range(0, total, 256)] for name, row in joined.items()}
-    return blocks if only_ids else blocks | {"labels": blocks["input_ids"].copy()}
+    return blocks | {"labels": blocks["input_ids"].copy()}
 
 if __name__ == "__main__":
-    folder, only_ids = Path(sys.argv[1]), "ids" in sys.argv
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    settings = {"tokenizer": tokenizer, "columns": ["input_ids"] if only_ids else None}
+    folder, num_proc = Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else None
+    settings = {"tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")}
     corpus = str(folder / "corpus.jsonl")
     data = load_dataset("json", data_files=corpus, split="train", cache_dir=folder / "hf")
-    data = data.map(tokenized, batched=True, num_proc=2, remove_columns=["text"], fn_kwargs=settings)
-    data = data.map(grouped, batched=True, num_proc=2, fn_kwargs={"only_ids": only_ids})
+    data = data.map(tokenized, batched=True, num_proc=num_proc, remove_columns=["text"], fn_kwargs=settings)
+    data = data.map(grouped, batched=True, num_proc=num_proc)
     print(len(data) * 256, len(data[0]["input_ids"]))
 """
 
@@ -147,7 +145,6 @@ def started(code: str, folder: Path, *parts: str) -> subprocess.Popen[bytes]:
         "PYTHONPATH": str(ROOT / "src"),
         "PYDANTIC_DISABLE_PLUGINS": "__all__",  # as in a stage
         "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile Nima's modules anew
@@ -181,21 +178,14 @@ def train_tokenizer(folder: Path) -> None:
 def speed(folder: Path) -> None:
     path = corpus(folder / "corpus.jsonl", CORPUS_BYTES)
     megabytes = path.stat().st_size / 1e6
-    rounds = [
-        (
-            seconds_of(NIMA, folder, *PARTS),
-            seconds_of(HUGGING_FACE, folder),
-            seconds_of(HUGGING_FACE, folder, "ids"),
-        )
-        for _ in range(RUNS)
-    ]
-    names = (
-        "Nima: read, clean, judge, tokenize, plan",
-        "datasets: load, map, group, with mask and labels",
-        "datasets: the same, with ids alone",
-    )
+    paths = {
+        "Nima: read, clean, judge, tokenize, plan": (NIMA, *PARTS),
+        "datasets: load, map, group": (HUGGING_FACE,),
+        "datasets: the same with num_proc=2": (HUGGING_FACE, "2"),
+    }
+    rounds = [[seconds_of(code, folder, *words) for code, *words in paths.values()] for _ in range(RUNS)]
     print("| JSONL to batches | s | MB/s | to Nima, median of rounds |\n|---|---|---|---|")
-    for place, name in enumerate(names):
+    for place, name in enumerate(paths):
         seconds = statistics.median(times[place] for times in rounds)
         ratio = statistics.median(times[place] / times[0] for times in rounds)
         print(f"| {name} | {seconds:.1f} | {megabytes / seconds:.1f} | {ratio:.1f}× |")
