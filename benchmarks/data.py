@@ -109,8 +109,9 @@ if __name__ == "__main__":
             globals()[part](folder, hands)
 """
 # As the scripts of `transformers` have it: every column that the tokenizer gives is joined and cut to blocks,
-# and the labels are a copy of the ids. It takes `num_proc`; without, its tokenizer has a thread a core.
+# and the labels are a copy of the ids. Its tokenizer has a `thread`, or `threads`, or there are `processes`.
 HUGGING_FACE = """
+import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -127,7 +128,9 @@ def grouped(examples):
     return blocks | {"labels": blocks["input_ids"].copy()}
 
 if __name__ == "__main__":
-    folder, num_proc = Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else None
+    folder, cores = Path(sys.argv[1]), sys.argv[2]
+    num_proc = 2 if cores == "processes" else None
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if cores == "thread" else "true"
     settings = {"tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")}
     corpus = str(folder / "corpus.jsonl")
     data = load_dataset("json", data_files=corpus, split="train", cache_dir=folder / "hf")
@@ -180,8 +183,9 @@ def speed(folder: Path) -> None:
     megabytes = path.stat().st_size / 1e6
     paths = {
         "Nima: read, clean, judge, tokenize, plan": (NIMA, *PARTS),
-        "datasets: load, map, group": (HUGGING_FACE,),
-        "datasets: the same with num_proc=2": (HUGGING_FACE, "2"),
+        "datasets: load, map, group": (HUGGING_FACE, "thread"),
+        "datasets: the same, its tokenizer on two threads": (HUGGING_FACE, "threads"),
+        "datasets: the same with num_proc=2": (HUGGING_FACE, "processes"),
     }
     rounds = [[seconds_of(code, folder, *words) for code, *words in paths.values()] for _ in range(RUNS)]
     print("| JSONL to batches | s | MB/s | to Nima, median of rounds |\n|---|---|---|---|")
