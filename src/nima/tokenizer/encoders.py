@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import tiktoken
 import tokenizers
 from tokenizers import pre_tokenizers
 
+from nima.tokenizer.ascii_pieces import PieceEncoder
 from nima.tokenizer.vocabulary import Vocabulary, byte_alphabet, parts_of
 
 # GPT-4's pattern with three changes. Marks belong to words: they are vowels and accents in many scripts.
@@ -307,13 +309,35 @@ def tiktoken_encoder(
         except ValueError:  # its regular expressions give up on runs of hundreds of thousands of blanks
             return None
 
+    by_pieces: dict[str, PieceEncoder] = {}
+
+    def encode_joined(texts: Sequence[str], end: str) -> np.ndarray | None:
+        return encode(end.join([*texts, ""]), allowed | {end})
+
     def encode_ended(texts: Sequence[str], end: str) -> np.ndarray | None:
         joined = end.join([*texts, ""])
         if joined.count(end) != len(texts) or not stands_apart(end, names):
             return None
-        return encode(joined, allowed | {end})
+        plain = [text.isascii() for text in texts]
+        if pattern != PATTERN or not any(plain) or any(name in joined for name in allowed - {end}):
+            return encode(joined, allowed | {end})
+        if end not in by_pieces:
+            by_pieces[end] = PieceEncoder(partial(encode_joined, end=end), vocabulary.special[end])
+        if all(plain):
+            return by_pieces[end].encode_ended(texts)
+        ids = by_pieces[end].encode_ended(list(itertools.compress(texts, plain)))
+        others = encode_joined([text for text in texts if not text.isascii()], end)
+        if ids is None or others is None:
+            return None
+        return merged(ids, others, plain, vocabulary.special[end])
 
     return Encoder("tiktoken", encode, encode_ended)
+
+
+def merged(first: np.ndarray, second: np.ndarray, is_first: Sequence[bool], end: int) -> np.ndarray:
+    """The ids of texts, each with the `end` behind it, in the order in which they came from two arrays."""
+    texts = [iter(np.split(ids, np.flatnonzero(ids == end) + 1)) for ids in (second, first)]
+    return np.concatenate([next(texts[source]) for source in is_first])
 
 
 def stands_apart(name: str, names: Iterable[str]) -> bool:
