@@ -64,7 +64,7 @@ from nima.dataset import splits
 from nima.dataset.tokens import Tokens
 from nima.encoding.encoding import write_tokens
 from nima.encoding.token_writer import TokenWriter
-from nima.workers.parallel import workers
+from nima.workers.parallel import get_ready, workers
 from nima.tokenizer import Tokenizer
 from nima.workspace import runtime
 from nima.workspace.params import PrepareParams, TokenizeParams
@@ -104,7 +104,9 @@ if __name__ == "__main__":
     gc.enable()
     folder = Path(sys.argv[1])
     (folder / "scratch").mkdir(exist_ok=True)
-    with workers(runtime.load(folder)) as hands:
+    settings = runtime.load(folder)
+    get_ready(settings)
+    with workers(settings) as hands:
         for part in sys.argv[2:]:
             globals()[part](folder, hands)
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nima.corpus.collection import Collection
 from nima.corpus.document import document_writer, rejection_writer
-from nima.workers.parallel import working
+from nima.workers.parallel import get_ready, working
 from nima.workspace.errors import UserError
 from nima.workspace.metrics import write_metrics
 from nima.workspace.params import Params
@@ -36,4 +36,4 @@ def main(params: Params, runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("prepare", main)
+    run_stage("prepare", main, first=get_ready)

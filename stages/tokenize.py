@@ -10,7 +10,7 @@ from nima.encoding.conversation.templates import ChatTemplate
 from nima.encoding.encoding import write_tokens
 from nima.encoding.token_writer import TokenWriter
 from nima.tokenizer import gate, tokenizer_of
-from nima.workers.parallel import working
+from nima.workers.parallel import get_ready, working
 from nima.workspace.metrics import write_metrics
 from nima.workspace.params import Params
 from nima.workspace.runtime import Runtime
@@ -37,4 +37,4 @@ def main(params: Params, runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("tokenize", main)
+    run_stage("tokenize", main, first=get_ready)

@@ -59,6 +59,7 @@ OWNERS = {
         "nima.corpus.collection",
         "nima.corpus.formats.parquet",
         "nima.dataset.tokens",
+        "nima.tokenizer.ascii_pieces",
         "nima.encoding.token_writer",
         "nima.encoding.encoding",
         "nima.verification.differences",

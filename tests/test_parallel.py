@@ -66,17 +66,16 @@ def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pyte
             assert set(workers.map(own_environment, PARTS)) == {(moment, True)}
 
 
-def own_settings(_: int) -> tuple[str, str, bool]:
-    server = psutil.Process().parent()
-    assert server is not None
-    threads = server.environ()["OPENBLAS_NUM_THREADS"]
-    return columns.pa.default_memory_pool().backend_name, threads, "MALLOC_TRIM_THRESHOLD_" in os.environ
+def own_settings(_: int) -> tuple[str, str]:
+    worker = psutil.Process().parent()
+    assert worker is not None
+    return columns.pa.default_memory_pool().backend_name, worker.environ()["OPENBLAS_NUM_THREADS"]
 
 
 def test_a_worker_is_one_thread_and_keeps_its_memory_for_the_next_part() -> None:
     with in_processes(2) as workers:
-        assert set(workers.map(own_settings, PARTS)) == {("system", "1", False)}
-    assert not parallel.WORKERS_OWN.keys() & os.environ.keys()
+        assert set(workers.map(own_settings, PARTS)) == {("system", "1")}
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def garbage(_: int) -> tuple[bool, bool]:
@@ -125,23 +124,57 @@ def test_a_part_that_always_kills_its_worker_ends_in_one_line() -> None:
         list(workers.map(fatal, PARTS))
 
 
-OWNER = """
-import sys, time
-from nima.workers.parallel import in_processes
+STAGE = """
+import os, sys, threading, time
+from pathlib import Path
+from nima.workers.parallel import get_ready, in_processes
+from nima.workspace import runtime
+
+def seen(part):
+    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
+    return os.getcwd(), hasattr(sys, "is_stage"), str(Path("open").resolve()) in files
+
 if __name__ == "__main__":
+    sys.is_stage = True
+    opened = open("open", "w")
+    if sys.argv[1] == "thread":
+        threading.Thread(target=time.sleep, args=[1], daemon=True).start()
+    if sys.argv[1] != "nothing":
+        get_ready(runtime.load(Path.cwd()))
     with in_processes(2) as workers:
-        for _ in workers.map(time.sleep, [0.01, 0.01, 0.01, 60, 60]):
+        print(set(workers.map(seen, range(9))))
+        for _ in workers.map(time.sleep, [0.01, 0.01, 0.01, 60, 60] if sys.argv[1] == "killed" else []):
             print("ready", flush=True)
 """
 
 
-def test_workers_end_with_a_killed_owner(tmp_path: Path) -> None:
-    script = tmp_path / "owner.py"
-    script.write_text(OWNER)
-    environment = os.environ | {"PYTHONPATH": str(Path("src").resolve())}
-    command = [sys.executable, script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+def stage(folder: Path, case: str, workers: str = "2") -> "subprocess.Popen[str]":
+    """A program that forks its workers as a stage does."""
+    (folder / "stage.py").write_text(STAGE)
+    environment = os.environ | {"PYTHONPATH": str(Path("src").resolve()), "NIMA_WORKERS": workers}
+    command = [sys.executable, folder / "stage.py", case]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize(
+    ("case", "workers", "is_fork"),
+    [("fork", "2", True), ("fork", "1", False), ("thread", "2", False), ("nothing", "2", False)],
+)
+def test_workers_come_from_a_fork_of_a_stage_that_has_no_threads(
+    tmp_path: Path, case: str, workers: str, is_fork: bool
+) -> None:
+    """They know what it has imported, and hold none of its files."""
+    with stage(tmp_path, case, workers) as process:
+        answers, _ = process.communicate(timeout=60)
+    assert answers == f"{{({str(tmp_path)!r}, {is_fork}, False)}}\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("case", ["killed", "killed without fork"])
+def test_workers_end_with_a_killed_owner(tmp_path: Path, case: str) -> None:
+    with stage(tmp_path, "killed", "1" if "without" in case else "2") as owner:
         assert owner.stdout is not None
+        owner.stdout.readline()
         assert owner.stdout.readline() == "ready\n"
         family = psutil.Process(owner.pid).children(recursive=True)
         assert len(family) >= 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nima.workspace import runtime as runtime_settings
 from nima.workspace import stage
 from nima.workspace.errors import Interrupted, UserError
 from nima.workspace.outputs import rewritten
@@ -95,6 +96,13 @@ def raises(error: BaseException) -> stage.Story:
     return story
 
 
+def test_what_comes_first_comes_before_all_threads(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(stage, "die_with_dvc", lambda: order.append("threads"))
+    run_stage("work", lambda *_: order.append("work"), first=lambda runtime: order.append(runtime.engine))
+    assert order == ["local", "threads", "work"]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -127,7 +135,7 @@ def test_a_disk_that_fills_up_is_one_line() -> None:
             file.write("x")
 
     with pytest.raises(UserError, match=r"cannot be written or read: No space left on device") as caught:
-        stage.tell_time("work", story)
+        stage.tell_time("work", story, runtime_settings.load(Path.cwd()))
     assert str(Path.cwd()) in str(caught.value)
 
 

@@ -1,1 +1,1 @@
-"""One function over many parts of the data (`parallel`), and folders for unfinished work (`scratch`)."""
+"""One function over many parts (`parallel`), its workers (`server`), and unfinished work (`scratch`)."""

@@ -5,14 +5,10 @@ the same bytes everywhere. A function must be pure but for files that it writes 
 part: a part whose worker dies is given to another.
 """
 
-import gc
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,15 +16,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nima.workers.scratch import own_folder
+from nima.workers.server import fork_server, forking_server, source_path, start_worker
 from nima.workspace.errors import UserError
 from nima.workspace.runtime import Runtime
-from nima.workspace.signals import end_with
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -36,17 +30,6 @@ Result = TypeVar("Result")
 AHEAD_PER_WORKER = 2
 """Parts that are under way or waiting for their turn, for each worker: bounds memory, hides uneven parts."""
 ANSWER_SECONDS = 10
-COLLECTED_OBJECTS = 50_000
-"""After so many new ones a worker looks for garbage."""
-WORKERS_OWN = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-}
-"""What libraries read when they are loaded. A worker is one thread, and each part needs the memory that the
-part before gave back: to return it to the system in between costs a fifteenth of all time.
-"""
 MAX_DEATHS = 3
 """How often a part may lose its worker."""
 
@@ -64,6 +47,12 @@ def workers(runtime: Runtime) -> AbstractContextManager[Workers]:
     if runtime.engine == "ray":
         return on_ray()
     return in_processes(runtime.workers) if runtime.workers > 1 else in_this_process()
+
+
+def get_ready(runtime: Runtime) -> None:
+    """For the start of a stage that has work for them, before there are threads: then they start sooner."""
+    if runtime.engine == "local" and runtime.workers > 1:
+        fork_server()
 
 
 @contextmanager
@@ -150,46 +139,6 @@ class InProcesses:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
         self.pool = None
-
-
-def forking_server() -> BaseContext:
-    """Workers are forked by a process that imports Nima once and never has threads.
-
-    A fork of this process would copy locks of threads that don't exist in it, and a fresh interpreter for
-    each worker would import everything anew.
-    """
-    context = multiprocessing.get_context("forkserver")
-    ours = sorted(name for name in sys.modules if name.partition(".")[0] == "nima")
-    context.set_forkserver_preload(["nima.workers.first", *ours])
-    before = dict(os.environ)
-    os.environ.update(WORKERS_OWN | before | {"PYTHONPATH": source_path()})
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return context
-
-
-def source_path() -> str:
-    """PYTHONPATH with which another process imports this very code."""
-    source = Path(__file__).resolve().parent.parent.parent
-    return os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def start_worker(parent: int, environment: dict[str, str]) -> None:
-    """Ctrl-C is the parent's to handle, and a worker ends with it.
-
-    `environment`: the parent's own one; the server may be older than a change of it.
-    """
-    os.environ.clear()
-    os.environ.update(environment)
-    # What is imported stays, and documents hold no cycles: the collector need not walk through them so often.
-    gc.freeze()
-    gc.set_threshold(COLLECTED_OBJECTS)
-    gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
 
 
 @contextmanager

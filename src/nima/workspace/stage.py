@@ -24,14 +24,20 @@ Story = Callable[[Params, Runtime], dict[str, float] | None]
 """A stage's main function: does the work in the current folder, may return clock figures of its own."""
 
 
-def run_stage(name: str, story: Story) -> None:
-    """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted."""
+def run_stage(name: str, story: Story, first: Callable[[Runtime], None] | None = None) -> None:
+    """Run one stage in the project's root, and exit: 0 done, 2 a user's error, 3 interrupted.
+
+    `first`: what must happen before this process has threads.
+    """
     if not gc.isenabled():  # nothing of what was imported until now is garbage
         gc.freeze()
         gc.enable()
     try:
+        runtime = runtime_settings.load(Path.cwd())
+        if first is not None:
+            first(runtime)
         die_with_dvc()
-        tell_time(name, story)
+        tell_time(name, story, runtime)
     except UserError as error:
         if isinstance(error, Interrupted) and error.figures:
             write_timing(name, error.figures)
@@ -52,10 +58,9 @@ def is_code(path: Path) -> bool:
     return path.suffix == ".py" or (path / "__init__.py").exists()
 
 
-def tell_time(name: str, story: Story) -> None:
+def tell_time(name: str, story: Story, runtime: Runtime) -> None:
     started = time.perf_counter()
     params = params_file.load(PARAMS)
-    runtime = runtime_settings.load(Path.cwd())
     with guard_inputs(params_file.stage_dependencies(name)):
         told = tell_story(story, params, runtime) or {}
     # DVC records the params as they are when the stage ends.
