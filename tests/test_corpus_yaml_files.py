@@ -39,6 +39,12 @@ def test_records_of_all_documents_are_read() -> None:
     assert summary(read("a.yaml", b"- text: a\n---\ntext: b\n---\n---\n- text: c\n")) == ["a", "b", "c"]
 
 
+def test_each_useless_document_has_a_key_of_its_own() -> None:
+    outcomes = read("a.yaml", b"one\n---\n- text: a\n---\ntwo\n---\n3\n")
+    assert [outcome.key for outcome in outcomes] == ["a.yaml", "a.yaml#0", "a.yaml#1", "a.yaml#2"]
+    assert summary(outcomes) == ["wrong_type", "a", "wrong_type", "wrong_type"]
+
+
 def test_a_mapping_of_ids_gives_its_records() -> None:
     assert summary(read("a.yaml", b"x: {text: a}\ny: {text: b}\n")) == ["a", "b"]
 

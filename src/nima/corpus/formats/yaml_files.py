@@ -38,7 +38,7 @@ class YamlFile:
         # The parser takes no surrogates; another character in their place leaves all positions as they are.
         self.tree = YamlTree(text if is_text(text) else SURROGATE.sub(REPLACEMENT, text))
         self.number = 0
-        self.is_rest_told = False
+        self.is_rest_told = self.is_whole_told = False
 
     def __iter__(self) -> Iterator[Record | Rejection]:
         for root in self.tree.roots:
@@ -89,8 +89,10 @@ class YamlFile:
         return self.reading.outcome(key, self.reading.shape.member_of(list_name, value), raw, where)
 
     def whole(self, flaw: Flaw) -> Rejection:
-        """The whole text as one that is of no use."""
-        return self.rejected(self.reading.key, flaw, 0, None, "")
+        """The whole text as one that is of no use; by the file's key, but a second document needs its own."""
+        key = self.next_key() if self.is_whole_told else self.reading.key
+        self.is_whole_told = True
+        return self.rejected(key, flaw, 0, None, "")
 
     def rejected(self, key: str, flaw: Flaw, start: int, end: int | None, where: str) -> Rejection:
         """What stands from `start` to `end`; what is not closed is all the rest."""
