@@ -92,6 +92,20 @@ def test_what_is_proven_to_need_nothing_stays_the_same_object(text, rules, marku
         assert clean(text, rules, markup) is text
 
 
+@settings(max_examples=400, deadline=None)
+@given(TEXTS, ALL_RULES, st.sampled_from(MARKUPS))
+@example("\n  \n", CleaningParams(max_blank_lines=1), "text")
+@example("x \n\n\n\n", CleaningParams(), "text")
+@example("    x \n\n\n\n    y \nz ", CleaningParams(), "markdown")
+def test_searches_that_are_left_out_would_change_nothing(text, rules, markup) -> None:
+    """Neither for long gaps nor for blocks behind the last line that changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning, "may_have_gap", lambda repaired, rules: True)
+        patch.setattr(cleaning, "last_change", lambda raw, repaired: len(raw) - 1)
+        everywhere = clean(text, rules, markup)
+    assert clean(text, rules, markup) == everywhere
+
+
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, ALL_RULES, st.sampled_from(MARKUPS))
 def test_code_and_tables_survive_every_rule(text, rules, markup) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from nima.corpus.cleaning.residue import may_hold_residue, without_residue
@@ -39,10 +39,12 @@ def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
     body, end = (text[:-1], "\n") if text.endswith("\n") else (text, "")
     raw = body.split("\n")
     repaired = repaired_lines(raw, rules)
-    may_strip = rules.html_residue and may_hold_residue("\n".join(repaired))
-    if repaired == raw and not may_strip and not has_long_gap(body, rules.max_blank_lines):
+    joined = "\n".join(repaired)
+    may_strip = rules.html_residue and may_hold_residue(joined)
+    looks_at_all = may_strip or (may_have_gap(joined, rules) and has_long_gap(joined, rules.max_blank_lines))
+    if repaired == raw and not looks_at_all:
         return text
-    verbatim = verbatim_lines(repaired, markup)
+    verbatim = verbatim_lines(repaired, markup, None if looks_at_all else last_change(raw, repaired) + 1)
     if may_strip:
         bare = without_residue(repaired, verbatim, lambda line: settled(line, rules))
         if bare != repaired and verbatim_lines(bare, markup) == verbatim:
@@ -52,9 +54,14 @@ def clean(text: str, rules: CleaningParams, markup: Markup) -> str:
         for raw_line, repaired_line, is_verbatim in zip(raw, repaired, verbatim, strict=True)
     ]
     body = "\n".join(lines)
-    if has_long_gap(body, rules.max_blank_lines):
+    if looks_at_all and has_long_gap(body, rules.max_blank_lines):
         body = "\n".join(without_long_gaps(zip(lines, verbatim, strict=True), rules.max_blank_lines or 0))
     return body + end
+
+
+def last_change(lines: Sequence[str], changed: Sequence[str]) -> int:
+    """The last place where two lists of lines differ; they do."""
+    return next(place for place in reversed(range(len(lines))) if lines[place] != changed[place])
 
 
 def needs_nothing(text: str, rules: CleaningParams) -> bool:
@@ -114,6 +121,12 @@ def repair(line: str, rules: CleaningParams) -> str:
     if rules.unicode != "none" and not line.isascii():
         line = unicodedata.normalize(rules.unicode, line)
     return line.rstrip(SPACES) if rules.trailing_space else line
+
+
+def may_have_gap(repaired: str, rules: CleaningParams) -> bool:
+    """False where blank lines hold nothing and are few, for sure: `has_long_gap` need not look into them."""
+    are_empty = rules.trailing_space and rules.control_characters and repaired.isascii()
+    return not are_empty or "\n" * (2 + (rules.max_blank_lines or 0)) in f"\n{repaired}\n"
 
 
 def has_long_gap(body: str, max_blank_lines: int | None) -> bool:

@@ -37,16 +37,16 @@ PROSE_DIRECTIVES = re.compile(
 )
 
 
-def verbatim_lines(lines: Sequence[str], markup: Markup) -> list[bool]:
-    """For each line, whether it must stay as it is, to the byte."""
+def verbatim_lines(lines: Sequence[str], markup: Markup, asked: int | None = None) -> list[bool]:
+    """For each line, whether it must stay as it is, to the byte. Only the first `asked` need be right."""
     flags = [False] * len(lines)
-    for start, end in verbatim_blocks(lines, markup):
+    for start, end in verbatim_blocks(lines, markup, len(lines) if asked is None else asked):
         flags[start:end] = [True] * (end - start)
     return flags
 
 
-def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int, int]]:
-    """[start, end) of each block of code or table, ascending."""
+def verbatim_blocks(lines: Sequence[str], markup: Markup, asked: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of each block of code or table that begins in the first `asked` lines, ascending."""
     if markup == "code":
         yield 0, len(lines)
         return
@@ -54,7 +54,7 @@ def verbatim_blocks(lines: Sequence[str], markup: Markup) -> Iterator[tuple[int,
     columns: list[int] = []
     in_paragraph = False
     at = 0
-    while at < len(lines):
+    while at < asked:
         line = lines[at]
         if not line or line.isspace():
             in_paragraph = False
