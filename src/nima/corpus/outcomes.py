@@ -41,7 +41,7 @@ COMPARED = ("id", "reason", "group", "digest", "sketch", "num_bytes")
 """The columns that finding duplicates needs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """A document before duplicates are looked for."""
 

@@ -205,7 +205,10 @@ def too_deep() -> Malformed:
 def holds_containers(value: Any) -> bool:
     """Whether an object or an array holds another one."""
     members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(isinstance(member, (dict, list)) for member in members)
+    for member in members:  # noqa: SIM110 - `any` takes three times as long on a few members
+        if isinstance(member, (dict, list)):
+            return True
+    return False
 
 
 def skip_space(text: str, position: int) -> int:

@@ -18,7 +18,7 @@ EXCERPT_BYTES = 65_536
 """How much is kept of what is too long, or is left behind a place where reading ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # to freeze one takes as long as to read it
 class Record:
     """What a file says once: a text, or the messages of a conversation."""
 
