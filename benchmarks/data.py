@@ -55,6 +55,7 @@ def corpus(path: Path, num_bytes: int) -> Path:
 NIMA = """
 import gc
 import sys
+from functools import cache
 from pathlib import Path
 gc.disable()  # until the work begins, as in a stage
 from nima import batches
@@ -69,6 +70,10 @@ from nima.tokenizer import Tokenizer
 from nima.workspace import runtime
 from nima.workspace.params import PrepareParams, TokenizeParams
 
+@cache
+def tokenizer(folder):
+    return Tokenizer.load(folder / "tokenizer")
+
 def prepare(folder, hands):
     source = {"name": "corpus", "path": str(folder / "corpus.jsonl")}
     settings = PrepareParams.model_validate({"sources": [source], "quality": {"min_chars": 40}})
@@ -80,12 +85,11 @@ def prepare(folder, hands):
 def tokenize(folder, hands):
     scratch, settings = folder / "scratch" / "tokenize", TokenizeParams(kind="bpe", vocab_size=16384)
     scratch.mkdir(parents=True, exist_ok=True)
-    vocab_size = Tokenizer.load(folder / "tokenizer").vocab_size
-    with TokenWriter(folder / "tokens", vocab_size, 500_000_000) as writer:
+    with TokenWriter(folder / "tokens", tokenizer(folder).vocab_size, 500_000_000) as writer:
         write_tokens(folder / "documents", folder / "tokenizer", settings, scratch, hands, writer)
 
 def plan(folder, hands):
-    tokens, tokenizer = Tokens.open(folder / "tokens"), Tokenizer.load(folder / "tokenizer")
+    tokens = Tokens.open(folder / "tokens")
     parts = splits.assign(tokens.groups, 0, (0.9, 0.05, 0.05))
     plan = batches.training_batches(
         tokens,
@@ -95,7 +99,7 @@ def plan(folder, hands):
         mixture={},
         block_tokens=256,
         batch_tokens=4096,
-        end_of_text=tokenizer.end_of_text,
+        end_of_text=tokenizer(folder).end_of_text,
     )
     print(tokens.num_tokens, plan.batch(0).ids.shape)
 

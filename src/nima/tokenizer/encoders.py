@@ -8,16 +8,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tiktoken
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from nima.tokenizer.ascii_pieces import PieceEncoder
 from nima.tokenizer.vocabulary import Vocabulary, byte_alphabet, parts_of
+
+if TYPE_CHECKING:
+    from nima.tokenizer.ascii_pieces import PieceEncoder
 
 # GPT-4's pattern with three changes. Marks belong to words: they are vowels and accents in many scripts.
 # Numbers split into pairs of digits: of 4,096 tokens learnt from the AWS CLI's documentation, groups of three
@@ -309,10 +311,14 @@ def tiktoken_encoder(
         except ValueError:  # its regular expressions give up on runs of hundreds of thousands of blanks
             return None
 
-    by_pieces: dict[str, PieceEncoder] = {}
-
     def encode_joined(texts: Sequence[str], end: str) -> np.ndarray | None:
         return encode(end.join([*texts, ""]), allowed | {end})
+
+    @cache
+    def by_pieces(end: str) -> PieceEncoder:
+        from nima.tokenizer.ascii_pieces import PieceEncoder  # pyarrow: only where corpora are encoded
+
+        return PieceEncoder(partial(encode_joined, end=end), vocabulary.special[end])
 
     def encode_ended(texts: Sequence[str], end: str) -> np.ndarray | None:
         joined = end.join([*texts, ""])
@@ -321,11 +327,9 @@ def tiktoken_encoder(
         plain = [text.isascii() for text in texts]
         if pattern != PATTERN or not any(plain) or any(name in joined for name in allowed - {end}):
             return encode(joined, allowed | {end})
-        if end not in by_pieces:
-            by_pieces[end] = PieceEncoder(partial(encode_joined, end=end), vocabulary.special[end])
         if all(plain):
-            return by_pieces[end].encode_ended(texts)
-        ids = by_pieces[end].encode_ended(list(itertools.compress(texts, plain)))
+            return by_pieces(end).encode_ended(texts)
+        ids = by_pieces(end).encode_ended(list(itertools.compress(texts, plain)))
         others = encode_joined([text for text in texts if not text.isascii()], end)
         if ids is None or others is None:
             return None
