@@ -8,6 +8,7 @@ and contractions, is looked at one by one. Words repeat, so that few of the piec
 from __future__ import annotations
 
 import itertools
+import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ END_BYTE = b"\xff"
 NO, YES, IS_DIGIT, IS_INDENT, CLOSES_LINE, IS_CONTRACTION = range(6)
 """Whether a piece begins at a place; from IS_DIGIT on more must be looked at."""
 
+BLOCK_BYTES = 1 << 15
+"""What is looked at together: it stays in the processor's cache."""
 MAX_KNOWN_BYTES = 1_000_000
 """Of distinct pieces that are remembered: then all are forgotten."""
 
@@ -51,14 +54,14 @@ def begins(before2: int, before: int, here: int, after: int) -> int:
     return CLOSES_LINE if after == NEWLINE else NO
 
 
-def class_table() -> np.ndarray:
-    table = np.full(256, MARK, dtype=np.uint16)
-    for kind, characters in ((SPACE, b" "), (BLANK, b"\t\v\f"), (NEWLINE, b"\r\n"), (APOSTROPHE, b"'")):
-        table[list(characters)] = kind
-    for kind, first, last in ((DIGIT, "0", "9"), (LETTER, "a", "z"), (LETTER, "A", "Z")):
-        table[ord(first) : ord(last) + 1] = kind
-    table[END_BYTE[0]] = END
-    return table
+def class_table() -> bytes:
+    table = bytearray([MARK]) * 256
+    kinds = ((SPACE, b" "), (BLANK, b"\t\v\f"), (NEWLINE, b"\r\n"), (APOSTROPHE, b"'"), (END, END_BYTE))
+    letters = (string.digits.encode(), string.ascii_letters.encode())
+    for kind, characters in (*kinds, *zip((DIGIT, LETTER), letters, strict=True)):
+        for character in characters:
+            table[character] = kind
+    return bytes(table)
 
 
 CLASSES = class_table()
@@ -67,19 +70,19 @@ BEGINS = np.array([begins(*kinds) for kinds in itertools.product(range(8), repea
 
 def starts_of(joined: bytes) -> np.ndarray:
     """Where the pieces of ASCII texts begin, each text followed by END_BYTE: int32."""
-    text = np.frombuffer(joined, dtype=np.uint8)
-    classes = np.full(len(text) + 3, END, dtype=np.uint16)
-    CLASSES.take(text, out=classes[2:-1], mode="clip")
-    pairs = classes[:-1] << 3
-    pairs |= classes[1:]
-    fours = pairs[:-2] << 6
-    fours |= pairs[2:]
-    found = BEGINS.take(fours)
-    decide(found, joined, text)
+    edge = bytes([END])
+    classes = np.frombuffer(b"".join([edge, edge, joined.translate(CLASSES), edge]), dtype=np.uint8)
+    found = np.empty(len(joined), dtype=np.uint8)
+    for start in range(0, len(joined), BLOCK_BYTES):
+        block = found[start : start + BLOCK_BYTES]
+        some = classes[start : start + len(block) + 3].astype(np.uint16)
+        pairs = some[:-1] << 3 | some[1:]
+        BEGINS.take(pairs[:-2] << 6 | pairs[2:], out=block, mode="clip")
+    decide(found, joined, classes[2:])
     return np.flatnonzero(found.view(bool)).astype(np.int32)
 
 
-def decide(found: np.ndarray, joined: bytes, text: np.ndarray) -> None:
+def decide(found: np.ndarray, joined: bytes, classes: np.ndarray) -> None:
     """Make YES or NO of what four characters left open."""
     places = np.flatnonzero(found > YES)
     kinds = found[places]
@@ -87,12 +90,12 @@ def decide(found: np.ndarray, joined: bytes, text: np.ndarray) -> None:
     found[digits] = is_third(digits)
     indents = np.flatnonzero(kinds == IS_INDENT)
     found[places[indents]] = YES
-    closed = indents[is_closed(places, kinds, indents, joined, text)]
+    closed = indents[is_closed(places, kinds, indents, joined, classes)]
     found[places[closed]] = [is_behind_mark(joined, place) for place in places[closed].tolist()]
     found[places[kinds == CLOSES_LINE]] = NO
     apostrophes = places[kinds == IS_CONTRACTION]
     found[apostrophes] = YES
-    found[contraction_ends(apostrophes, text)] = YES
+    found[contraction_ends(apostrophes, np.frombuffer(joined, dtype=np.uint8))] = YES
 
 
 def is_third(digits: np.ndarray) -> np.ndarray:
@@ -103,11 +106,11 @@ def is_third(digits: np.ndarray) -> np.ndarray:
 
 
 def is_closed(
-    places: np.ndarray, kinds: np.ndarray, indents: np.ndarray, joined: bytes, text: np.ndarray
+    places: np.ndarray, kinds: np.ndarray, indents: np.ndarray, joined: bytes, classes: np.ndarray
 ) -> np.ndarray:
     """Which blanks at the beginning of lines have nothing but blanks and a line end behind them."""
     follower = np.append(kinds, NO)[indents + 1] == CLOSES_LINE
-    closed = CLASSES[text[places[indents] + 1]] == NEWLINE
+    closed = classes[places[indents] + 1] == NEWLINE
     for number in np.flatnonzero(follower & ~closed).tolist():
         first, last = places[indents[number]], places[indents[number] + 1]
         closed[number] = not joined[first:last].strip(b" \t\v\f")
@@ -119,7 +122,7 @@ def is_behind_mark(joined: bytes, place: int) -> bool:
     place -= 1
     while place >= 0 and joined[place] in b"\r\n":
         place -= 1
-    return place >= 0 and int(CLASSES[joined[place]]) in MARKS
+    return place >= 0 and CLASSES[joined[place]] in MARKS
 
 
 def contraction_ends(apostrophes: np.ndarray, text: np.ndarray) -> np.ndarray:
