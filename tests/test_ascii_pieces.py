@@ -90,7 +90,11 @@ def test_pieces_that_were_forgotten_are_learnt_again(monkeypatch: pytest.MonkeyP
         assert_ids([part, part.upper()])
 
 
-def test_each_piece_is_encoded_once() -> None:
+@pytest.mark.parametrize(("max_bytes", "times"), [(1000, 1), (10, 2)])
+def test_each_piece_is_encoded_once_unless_it_was_forgotten(
+    max_bytes: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ascii_pieces, "MAX_KNOWN_BYTES", max_bytes)
     asked: list[str] = []
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -102,7 +106,7 @@ def test_each_piece_is_encoded_once() -> None:
         ids = encoder.encode_ended(["to be or not to be", "", "to"])
         assert ids is not None
         assert ids.tolist() == [*b"to be or not to be", 999, 999, *b"to", 999]
-    assert sorted(asked) == sorted(["to", " be", " or", " not", " to"])
+    assert sorted(asked) == sorted(["to", " be", " or", " not", " to"] * times)
 
 
 def test_texts_beyond_the_encoder_are_told() -> None:

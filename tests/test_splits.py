@@ -133,6 +133,13 @@ def test_shares_that_add_to_a_little_less_than_one_leave_nobody_out() -> None:
     assert split_of("x", 0, (0.0, 1.0 - 1e-9, 0.0)) == "validation"
 
 
+def test_a_group_at_the_very_edge_is_behind_it() -> None:
+    place = splits.position("x", 0)
+    shares = (place, 0.0, 1 - place)
+    assert split_of("x", 0, shares) == "test"
+    assert assign(["x"], 0, shares)["test"].tolist() == [0]
+
+
 def test_groups_may_come_as_texts_or_as_bytes() -> None:
     assert_equal = np.testing.assert_equal
     assert_equal(assign(np.array(GROUPS[:99], "S16"), 3, EIGHTY), assign(GROUPS[:99], 3, EIGHTY))

@@ -22,6 +22,7 @@ from nima.tokenizer.encoders import (
     GPT2_PATTERN,
     GPT4_PATTERNS,
     GPT4O_PATTERN,
+    PATTERN,
     READ_ALIKE,
     fast_form,
 )
@@ -300,8 +301,8 @@ def test_text_outside_the_tokenizers_normal_form_is_left_to_the_reference() -> N
     assert_same_ids(tokenizer, 200)
 
 
-def with_text_tokens(*names: str, **flags: bool) -> Tokenizer:
-    reference = built(learnt(as_models_have_it(GPT4_PATTERNS[1])))
+def with_text_tokens(*names: str, pattern: str = GPT4_PATTERNS[1], **flags: bool) -> Tokenizer:
+    reference = built(learnt(as_models_have_it(pattern)))
     reference.add_tokens([AddedToken(name, normalized=False, special=False, **flags) for name in names])
     return Tokenizer(reference)
 
@@ -321,7 +322,7 @@ def test_added_tokens_of_text_are_found_alike(parts: list[str]) -> None:
     assert sum(tokenizer.decode([token]) in TAGS for token in ids) == sum(text.count(tag) for tag in TAGS)
 
 
-TAGGED = with_text_tokens(*TAGS)
+TAGGED, OWN_TAGGED = with_text_tokens(*TAGS), with_text_tokens(*TAGS, pattern=PATTERN)
 TABLES = [Tokenizer(learnt_characters(CORPUS)), Tokenizer(all_bytes())]
 
 
@@ -346,7 +347,7 @@ def assert_ended(tokenizer: Tokenizer, texts: list[str], end: str = "<|endoftext
 @settings(max_examples=150, deadline=None)
 def test_texts_that_are_encoded_together_have_the_ids_of_each_by_itself(parts: list[list[str]]) -> None:
     texts = ["".join(part) for part in parts]
-    for tokenizer in (TAGGED, *TABLES):
+    for tokenizer in (TAGGED, OWN_TAGGED, *TABLES):
         assert_ended(tokenizer, texts)
 
 
