@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RUNS = 9
+RUNS = 25
 NUM_TRIVIAL_STAGES = 6
 
 
