@@ -35,19 +35,21 @@ def fork_server() -> None:
     For the start of a stage. As long as nothing but imports has happened, there are no threads of whose locks
     the fork would have a copy; those of OpenBLAS and jemalloc, which start when they are loaded, survive it.
     """
-    if not sys.platform.startswith("linux") or threading.active_count() > 1:
+    # Python 3.14 hands its server more than two files.
+    is_known = sys.platform.startswith("linux") and sys.version_info < (3, 14)
+    if not is_known or threading.active_count() > 1:
         return
     resource_tracker.ensure_running()
     fresh_interpreter = util.spawnv_passfds
-    util.spawnv_passfds = run_in_fork  # type: ignore[assignment]
+    util.spawnv_passfds = serve_in_fork  # type: ignore[assignment]
     try:
         forkserver.ensure_running()
     finally:
         util.spawnv_passfds = fresh_interpreter
 
 
-def run_in_fork(_program: bytes, arguments: Sequence[Any], kept: Sequence[int]) -> int:
-    """What `multiprocessing` has a fresh interpreter do, `python -c CODE`; only `kept` files stay open."""
+def serve_in_fork(_program: bytes, _arguments: Sequence[Any], kept: tuple[int, int]) -> int:
+    """Do what `multiprocessing` would start a fresh interpreter for; only the `kept` files stay open."""
     sys.stdout.flush()
     sys.stderr.flush()
     if process := os.fork():
@@ -57,7 +59,8 @@ def run_in_fork(_program: bytes, arguments: Sequence[Any], kept: Sequence[int]) 
             if file > STDERR and file not in kept:
                 with suppress(OSError):  # the folder's own
                     os.close(file)
-        exec(arguments[-1], {})  # noqa: S102 - nobody else's code
+        listener, alive = kept
+        forkserver.main(listener, alive, [])
     except SystemExit:
         pass
     except BaseException:
