@@ -67,9 +67,9 @@ def test_workers_have_the_environment_of_the_moment_they_start(monkeypatch: pyte
 
 
 def own_settings(_: int) -> tuple[str, str]:
-    worker = psutil.Process().parent()
-    assert worker is not None
-    return columns.pa.default_memory_pool().backend_name, worker.environ()["OPENBLAS_NUM_THREADS"]
+    server = psutil.Process().parent()
+    assert server is not None
+    return columns.pa.default_memory_pool().backend_name, server.environ()["OPENBLAS_NUM_THREADS"]
 
 
 def test_a_worker_is_one_thread_and_keeps_its_memory_for_the_next_part() -> None:
